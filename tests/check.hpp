@@ -1,0 +1,83 @@
+// What the test files share: tensors of known or random values, comparisons, numbers of threads.
+#ifndef WIDENET_TESTS_CHECK_HPP
+#define WIDENET_TESTS_CHECK_HPP
+
+#include "widenet.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <vector>
+#ifdef _OPENMP
+#  include <omp.h>
+#endif
+
+namespace check {
+
+using namespace widenet;
+
+inline Tensor<double> tensor(const Shape& shape, const std::vector<double>& values) {
+  return {shape, values};
+}
+
+/// Normal random values; another stream gives other values.
+template <class T = double>
+Tensor<T> normal(const Shape& shape, Index stream) {
+  return Tensor<T>::randn(shape, Rng(7).at_step(stream));
+}
+
+/// |a - b| <= 1e-12 (1 + |b|), element by element.
+inline void close(const std::vector<double>& values, const std::vector<double>& expected) {
+  REQUIRE(values.size() == expected.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    INFO("element ", i, ": ", values[i], " should be ", expected[i]);
+    CHECK(std::fabs(values[i] - expected[i]) <= 1e-12 * (1 + std::fabs(expected[i])));
+  }
+}
+inline void close(const Tensor<double>& x, const std::vector<double>& expected) {
+  close(x.to_vector(), expected);
+}
+
+/// Every gradient of f, to 1e-7 of the largest in its tensor.
+inline void gradients(const std::function<Tensor<double>()>& f,
+                      const std::vector<Tensor<double>>& inputs) {
+  const GradReport report = gradcheck(f, inputs);
+  INFO(report.where);
+  CHECK(report.max_error < 1e-7);
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+/// Calls f with 1, 2, 3 and 4 threads; whatever it returns must have the same bits each time.
+template <class F>
+void same_bits_for_all_threads(F f) {
+#ifdef _OPENMP
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const auto expected = f();
+  for (const int num_threads : {2, 3, 4}) {
+    omp_set_num_threads(num_threads);
+    INFO(num_threads, " threads");
+    CHECK(same_bits(f(), expected));
+  }
+  omp_set_num_threads(before);
+#else
+  CHECK(same_bits(f(), f()));
+#endif
+}
+
+template <class T>
+void append(std::vector<T>& all, const std::vector<T>& more) {
+  all.insert(all.end(), more.begin(), more.end());
+}
+
+}  // namespace check
+
+#endif  // WIDENET_TESTS_CHECK_HPP

@@ -1,0 +1,5005 @@
+// widenet.hpp - mixture-of-experts transformers in one header, after the paper
+// "Go Wider Instead of Deeper" (Xue et al., AAAI 2022, arXiv 2107.11817).
+//
+// GOALS        true       what the paper and the stated source say; every deviation is labelled
+// (ranked)     legible    a student can read each chapter after those above it
+//              checkable  every operation has its gradient checked, every error its text pinned
+//              fast       ahead of PyTorch on the same machine
+//
+// QUICK START  a WideNet that learns from images of shape (B, channels, height, width):
+//
+//     namespace wn = widenet;
+//     wn::VisionConfig config = wn::VisionConfig::toy();
+//     wn::Rng rng(42);
+//     wn::VisionModel<float> model(config, rng);
+//     wn::AdamW<float> optimizer(model.parameters(), 1e-3f);
+//     for (int step = 0; step < 300; ++step) {
+//       const auto out  = model.forward(images, wn::Training{rng, step});
+//       const auto loss = wn::cross_entropy(out.logits, labels) + 0.01f * out.balance_loss;
+//       optimizer.zero_grad();
+//       loss.backward();
+//       optimizer.step();
+//     }
+//
+//              g++ -std=c++17 -O3 -march=native -ffp-contract=off -fopenmp program.cpp
+//
+// CONTENTS     (search for "[4]" to jump; a chapter uses only the chapters above it)
+//   [1] CONFIGURATION            version, switches, compiler, includes
+//   [2] ERRORS                   error types, require
+//   [3] SHAPES AND MEMORY        Index, Shape, pool, Buffer
+//   [4] RANDOM NUMBERS           Philox, Rng, permutation
+//   [5] BACKEND                  mathematics, Team, parallel loops, gemm
+//   [6] KERNELS                  loops over elements and rows, each written once
+//   [7] AUTOGRAD                 Tensor, its graph, NoGrad
+//   [8] OPERATIONS               linear, layer_norm, gelu, softmax, attention, ...
+//   [9] LAYERS                   Parameter, Linear, LayerNorm, Attention, FeedForward
+//   [10] MIXTURE OF EXPERTS      Conventions, Routing, router, dispatch, experts, combine
+//   [11] ENCODER                 blocks, sharing, individual LayerNorms
+//   [12] FRONTENDS AND HEADS     patches, class token, pooling, classifier
+//   [13] LOSSES AND METRICS      cross entropy, accuracy, entropy of the router
+//   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, clipping, warm-up
+//   [15] CHECKPOINTS             JSON, safetensors, save, load
+//   [16] CHECKING                gradcheck, compare
+//   [17] EPILOGUE                macros go, namespaces close
+//
+// NOTATION     one letter, one meaning, everywhere (but in gemm, M, N and K are those of BLAS)
+//   B sequences in a batch   T tokens per sequence, class token included   N = B*T tokens
+//   D width                  H heads, Dh = D/H                             L blocks
+//   E experts                K experts selected per token                  C slots per expert
+//   F hidden width of an expert   P patch side                             V vocabulary
+//   Lower case is the index: token n, choice k, expert e, slot c, feature d. dx is the gradient of
+//   x, x_n is row n of x. The paper writes N for our B, L for our T, C for the capacity factor and
+//   B for our C.
+//
+// CONVENTIONS
+//   Arrays are row-major, batch first. Weights are (in, out), so y = x w + b reads as written.
+//   LayerNorm has eps inside the root and the biased variance. Masks are minus infinity. Gradients
+//   accumulate. A kernel is written once, for CPU and GPU. Results have the same bits for any
+//   number of threads; with -ffp-contract=off (nvcc: -fmad=false) also for any instruction set and
+//   compiler. Errors are exceptions; nothing prints, exits or aborts.
+//
+// SPDX-License-Identifier: MIT
+
+#ifndef WIDENET_HPP
+#define WIDENET_HPP
+
+// [1] CONFIGURATION ===============================================================================
+
+#define WIDENET_VERSION "0.1.0"
+
+#ifndef WIDENET_CUDA
+#  define WIDENET_CUDA 0  // 1: tensors live on the GPU; compile with nvcc --extended-lambda
+#endif
+#ifndef WIDENET_TF32
+#  define WIDENET_TF32 0  // 1: the GPU multiplies floats with 10 bits of mantissa, several times
+#endif                    //    faster; 0: with all 24, the reference
+#ifndef WIDENET_EIGEN
+#  define WIDENET_EIGEN 0  // 1: matrices are multiplied by Eigen, as an oracle for our own kernel;
+#endif                     //    its bits depend on the instruction set
+#ifdef __FAST_MATH__
+#  error "widenet: -ffast-math reorders sums and breaks infinities; compile without it"
+#endif
+
+#if WIDENET_CUDA
+#  define WIDENET_ABI v0_1_cuda                    // CPU and GPU objects never link by mistake
+#  define WIDENET_KERNEL __device__                // marks what runs inside a kernel
+#  define WIDENET_HOST_DEVICE __host__ __device__  // marks what runs inside and outside
+#  include <cublas_v2.h>
+#elif WIDENET_EIGEN
+#  define WIDENET_ABI v0_1_eigen
+#else
+#  define WIDENET_ABI v0_1_cpu
+#endif
+#if !WIDENET_CUDA
+#  define WIDENET_KERNEL
+#  define WIDENET_HOST_DEVICE
+#endif
+
+#if defined(__clang__)
+#  pragma clang diagnostic push
+#  pragma clang diagnostic ignored "-Wpass-failed"  // a loop marked independent may stay scalar
+#  define WIDENET_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#  define WIDENET_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#  define WIDENET_INDEPENDENT
+#endif
+
+#if defined(_OPENMP) && !WIDENET_CUDA
+#  include <omp.h>  // omp_get_max_threads, omp_get_thread_num, omp_in_parallel
+#  define WIDENET_PARALLEL_FOR_IF_FORK _Pragma("omp parallel for schedule(static) if(fork)")
+#else
+#  define WIDENET_PARALLEL_FOR_IF_FORK
+#endif
+
+#if !WIDENET_CUDA
+// Which vector instructions gemm uses. Code for x86 that is compiled without any (plain -O2) still
+// holds the AVX2 kernels and asks the processor before it calls them.
+#define WIDENET_GEMM_TARGET
+#define WIDENET_GEMM_ASKS 0
+#if WIDENET_EIGEN
+#  define EIGEN_DONT_PARALLELIZE  // gemm has its own threads
+#  include <Eigen/Core>
+#  define WIDENET_PACKET Plain
+#elif defined(WIDENET_GEMM_FORCE_PLAIN)
+#  define WIDENET_PACKET Plain
+#elif defined(__AVX512F__)
+#  include <immintrin.h>
+#  define WIDENET_PACKET Avx512
+#elif defined(__AVX2__) && defined(__FMA__)
+#  include <immintrin.h>
+#  define WIDENET_PACKET Avx2
+#elif defined(__aarch64__) && defined(__ARM_NEON)
+#  include <arm_neon.h>
+#  define WIDENET_PACKET Neon
+#elif defined(__x86_64__)
+#  include <immintrin.h>
+#  define WIDENET_PACKET Avx2
+#  undef WIDENET_GEMM_TARGET
+#  undef WIDENET_GEMM_ASKS
+#  define WIDENET_GEMM_TARGET __attribute__((target("avx2,fma")))
+#  define WIDENET_GEMM_ASKS 1
+#else
+#  define WIDENET_PACKET Plain
+#endif
+
+#endif
+
+#include <fcntl.h>     // open
+#include <sys/stat.h>  // stat
+#include <unistd.h>    // close, fsync, write
+
+#include <algorithm>      // max, min, sort
+#include <array>          // array
+#include <atomic>         // atomic
+#include <cerrno>         // errno
+#include <cmath>          // fma, isfinite, sqrt
+#include <cstdint>        // int32_t, uint32_t, uint64_t
+#include <cstdio>         // rename, snprintf
+#include <cstdlib>        // strtod
+#include <cstring>        // memcpy, memset, strerror
+#include <fstream>        // ifstream
+#include <functional>     // function
+#include <limits>         // numeric_limits
+#include <map>            // map
+#include <memory>         // shared_ptr
+#include <mutex>          // lock_guard, mutex
+#include <new>            // align_val_t
+#include <sstream>        // ostringstream
+#include <stdexcept>      // runtime_error
+#include <string>         // string
+#include <type_traits>    // is_same
+#include <utility>        // index_sequence, move, pair
+#include <vector>         // vector
+
+namespace widenet {
+inline namespace WIDENET_ABI {
+
+// [2] ERRORS ======================================================================================
+
+struct Error       : std::runtime_error { using std::runtime_error::runtime_error; };
+struct ShapeError  : Error { using Error::Error; };  // tensors that do not fit together
+struct ValueError  : Error { using Error::Error; };  // a number or a call out of its range
+struct ConfigError : Error { using Error::Error; };  // a configuration that names no model
+struct IoError     : Error { using Error::Error; };  // a file that cannot be read or written
+struct CudaError   : Error { using Error::Error; };  // the GPU or its driver refused
+
+/// Throws an E that says "widenet: <parts>". The parts are printed one after the other.
+template <class E, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  message << "widenet: ";
+  (message << ... << parts);
+  throw E(message.str());
+}
+
+/// Throws E unless `condition` holds: "widenet: <op>: <rule>; got <values>[; hint: <remedy>]".
+template <class E, class... Parts>
+void require(bool condition, const Parts&... parts) {
+  if (!condition) fail<E>(parts...);
+}
+
+// [3] SHAPES AND MEMORY ===========================================================================
+
+using Index = std::ptrdiff_t;  // sizes, offsets and loop counters: signed, 64 bits
+
+/// The extents of a tensor, outermost first; the empty shape is that of a scalar.
+///
+///   Errors    ShapeError if an extent is negative or the number of values overflows Index
+class Shape {
+ public:
+  Shape() = default;
+  Shape(std::initializer_list<Index> extents) : Shape(std::vector<Index>(extents)) {}
+  explicit Shape(std::vector<Index> extents) : extents_(std::move(extents)) {
+    for (const Index extent : extents_) {
+      require<ShapeError>(extent >= 0, "Shape: extents must not be negative; got ", *this);
+      require<ShapeError>(extent == 0 || num_values_ <= std::numeric_limits<Index>::max() / extent,
+                          "Shape: the number of values must fit 63 bits; got ", *this);
+      num_values_ *= extent;
+    }
+  }
+  Index rank() const { return static_cast<Index>(extents_.size()); }
+  Index num_values() const { return num_values_; }
+  Index operator[](Index axis) const { return extents_[static_cast<std::size_t>(axis)]; }
+  Index last() const { return extents_.empty() ? 1 : extents_.back(); }
+  /// How many rows of length last() there are: B*T for a shape (B, T, D).
+  Index num_rows() const { return last() == 0 ? 0 : num_values_ / last(); }
+  /// The same shape with another last extent: (B, T, D) becomes (B, T, F).
+  Shape with_last(Index extent) const {
+    std::vector<Index> extents = extents_;
+    if (!extents.empty()) extents.back() = extent;
+    return Shape(std::move(extents));
+  }
+  const std::vector<Index>& extents() const { return extents_; }
+  friend bool operator==(const Shape& a, const Shape& b) { return a.extents_ == b.extents_; }
+  friend bool operator!=(const Shape& a, const Shape& b) { return !(a == b); }
+  friend std::ostream& operator<<(std::ostream& out, const Shape& shape) {  // "(3, 2, 4)"
+    out << '(';
+    for (Index i = 0; i < shape.rank(); ++i) out << (i ? ", " : "") << shape[i];
+    return out << ')';
+  }
+
+ private:
+  std::vector<Index> extents_;
+  Index num_values_ = 1;
+};
+
+/// A positive rational number, such as a capacity factor of 6/5: integers follow from it exactly.
+struct Rational {
+  Index numerator = 1, denominator = 1;
+  friend bool operator==(Rational a, Rational b) {
+    return a.numerator * b.denominator == b.numerator * a.denominator;
+  }
+  friend std::ostream& operator<<(std::ostream& out, Rational r) {  // "6/5"
+    return out << r.numerator << '/' << r.denominator;
+  }
+};
+
+/// What the pool of tensor memory holds, in bytes; `num_allocations` counts the blocks that it ever
+/// asked of the system. A training step in steady state leaves that count as it is.
+struct MemoryUse {
+  Index in_use = 0, cached = 0, peak_in_use = 0, num_allocations = 0;
+};
+
+namespace detail {
+
+#if WIDENET_CUDA
+/// Throws CudaError unless `status`, of the CUDA runtime or of cuBLAS, is success.
+inline void check_cuda(int status, const char* text, const char* call, const char* place) {
+  require<CudaError>(status == 0, "CUDA: ", call, " must succeed at ", place, "; got ", status,
+                     " (", text, ")");
+}
+#  define WIDENET_STRING(x) #x
+#  define WIDENET_LINE(x) "widenet.hpp:" WIDENET_STRING(x)
+#  define WIDENET_CHECK(call)                                                                \
+    [&] {                                                                                    \
+      const cudaError_t status = (call);                                                     \
+      ::widenet::detail::check_cuda(status, cudaGetErrorString(status), #call,               \
+                                    WIDENET_LINE(__LINE__));                                 \
+    }()
+#  define WIDENET_CHECK_BLAS(call)                                                           \
+    [&] {                                                                                    \
+      const cublasStatus_t status = (call);                                                  \
+      ::widenet::detail::check_cuda(status, cublasGetStatusString(status), #call,            \
+                                    WIDENET_LINE(__LINE__));                                 \
+    }()
+
+inline void* allocate(std::size_t bytes) {
+  void* block = nullptr;
+  const cudaError_t status = cudaMalloc(&block, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // the error is ours now
+    return nullptr;
+  }
+  check_cuda(status, cudaGetErrorString(status), "cudaMalloc", "allocate");
+  return block;
+}
+inline void release(void* block) { cudaFree(block); }
+inline std::string free_memory() {
+  std::size_t free = 0, total = 0;
+  WIDENET_CHECK(cudaMemGetInfo(&free, &total));
+  return std::to_string(free) + " of " + std::to_string(total) + " bytes are free";
+}
+
+/// Pinned host memory between the caller's and the device's: the copy to the device then runs
+/// beside the host. One thread uses it at a time.
+struct Staging {
+  std::mutex mutex;
+  void* host = nullptr;
+  std::size_t capacity = 0;
+  cudaEvent_t done = nullptr;
+
+  static Staging& instance() {
+    static Staging* const staging = new Staging;  // never destroyed, like the pool
+    return *staging;
+  }
+  void upload(void* to, const void* from, std::size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (!done) WIDENET_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+    WIDENET_CHECK(cudaEventSynchronize(done));  // the last upload may still be reading
+    if (bytes > capacity) {
+      if (host) WIDENET_CHECK(cudaFreeHost(host));
+      host = nullptr, capacity = 0;
+      WIDENET_CHECK(cudaMallocHost(&host, bytes));
+      capacity = bytes;
+    }
+    std::memcpy(host, from, bytes);
+    WIDENET_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, 0));
+    WIDENET_CHECK(cudaEventRecord(done, 0));
+  }
+};
+
+inline void upload(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) Staging::instance().upload(to, from, bytes);
+}
+inline void download(void* to, const void* from, std::size_t bytes) {
+  WIDENET_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+}
+inline void copy(void* to, const void* from, std::size_t bytes) {
+  WIDENET_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0));
+}
+inline void set_zero(void* to, std::size_t bytes) { WIDENET_CHECK(cudaMemsetAsync(to, 0, bytes, 0)); }
+#else
+inline void* allocate(std::size_t bytes) {
+  return ::operator new(bytes, std::align_val_t(64), std::nothrow);
+}
+inline void release(void* block) { ::operator delete(block, std::align_val_t(64)); }
+inline std::string free_memory() { return "the system has no more"; }
+inline void copy(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+inline void upload(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
+inline void download(void* to, const void* from, std::size_t bytes) { copy(to, from, bytes); }
+inline void set_zero(void* to, std::size_t bytes) {
+  if (bytes > 0) std::memset(to, 0, bytes);
+}
+#endif
+
+/// Keeps the blocks that buffers give back, by size class. A training step asks for the same sizes
+/// every time, so from the second step on it allocates nothing. Blocks that other batch lengths
+/// left behind are returned to the system as soon as all blocks together would exceed 5/4 of the
+/// largest amount ever in use. Under CUDA all work is in one stream, so a block can be handed out
+/// again before the kernels that use it have finished.
+class Pool {
+ public:
+  static Pool& instance() {
+    static Pool* const pool = new Pool;  // never destroyed: a static tensor may outlive it
+    return *pool;
+  }
+
+  /// The next larger of 64 bytes times 8, 9, ..., 15 times a power of two: at most 1/8 is wasted.
+  static std::size_t size_class(std::size_t bytes) {
+    std::size_t step = 64;
+    while (bytes > 16 * step) step *= 2;
+    return std::max<std::size_t>(1, (bytes + step - 1) / step) * step;
+  }
+  void* take(std::size_t bytes) {
+    const std::size_t size = size_class(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<void*>& blocks = blocks_of_size_[size];
+    void* block = nullptr;
+    if (!blocks.empty()) {
+      block = blocks.back();
+      blocks.pop_back();
+      use_.cached -= static_cast<Index>(size);
+    } else {
+      const Index in_use = use_.in_use + static_cast<Index>(size);
+      const Index peak = std::max(use_.peak_in_use, in_use);
+      trim(std::max<Index>(0, peak + peak / 4 - in_use));
+      block = allocate(size);
+      if (!block) trim(0), block = allocate(size);
+      if (!block)
+        fail<Error>("memory: a buffer must fit; got ", bytes, " bytes asked, ", use_.in_use,
+                    " in use, and ", free_memory());
+      ++use_.num_allocations;
+    }
+    use_.in_use += static_cast<Index>(size);
+    use_.peak_in_use = std::max(use_.peak_in_use, use_.in_use);
+    return block;
+  }
+  void give(void* block, std::size_t bytes) {
+    const std::size_t size = size_class(bytes);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    blocks_of_size_[size].push_back(block);
+    use_.in_use -= static_cast<Index>(size);
+    use_.cached += static_cast<Index>(size);
+  }
+  void release_cached() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    trim(0);
+    use_.peak_in_use = use_.in_use;
+  }
+  MemoryUse use() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return use_;
+  }
+
+ private:
+  void trim(Index largest_cache) {  // largest blocks first
+    for (auto it = blocks_of_size_.rbegin(); it != blocks_of_size_.rend(); ++it)
+      while (use_.cached > largest_cache && !it->second.empty()) {
+        release(it->second.back());
+        it->second.pop_back();
+        use_.cached -= static_cast<Index>(it->first);
+      }
+  }
+
+  std::mutex mutex_;
+  std::map<std::size_t, std::vector<void*>> blocks_of_size_;
+  MemoryUse use_;
+};
+
+}  // namespace detail
+
+/// What the pool of tensor memory holds now.
+inline MemoryUse memory_use() { return detail::Pool::instance().use(); }
+
+/// Returns the memory that no tensor uses to the system, and starts the peak anew.
+inline void release_cached_memory() { detail::Pool::instance().release_cached(); }
+
+/// A fixed number of values in host memory, or in device memory under CUDA. Copies share them.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(Index size) : size_(size) {  // the values are undefined
+    if (size == 0) return;
+    detail::Pool& pool = detail::Pool::instance();
+    const auto give_back = [&pool, bytes = num_bytes()](T* block) { pool.give(block, bytes); };
+    data_ = std::shared_ptr<T>(static_cast<T*>(pool.take(num_bytes())), give_back);
+  }
+  Buffer(const std::vector<T>& values) : Buffer(static_cast<Index>(values.size())) {
+    detail::upload(data(), values.data(), num_bytes());
+  }
+  static Buffer zeros(Index size) {
+    const Buffer buffer(size);
+    buffer.set_zero();
+    return buffer;
+  }
+  T* data() const { return data_.get(); }
+  Index size() const { return size_; }
+  bool is_shared() const { return data_.use_count() > 1; }
+  void set_zero() const { detail::set_zero(data(), num_bytes()); }
+  Buffer clone() const {
+    const Buffer copy(size_);
+    detail::copy(copy.data(), data(), num_bytes());
+    return copy;
+  }
+  /// Copies the values out, waiting for the device.
+  std::vector<T> to_vector() const {
+    std::vector<T> values(static_cast<std::size_t>(size_));
+    detail::download(values.data(), data(), num_bytes());
+    return values;
+  }
+  /// Overwrites all values.
+  void assign(const std::vector<T>& values) const {
+    require<ShapeError>(static_cast<Index>(values.size()) == size_, "Buffer: assign needs ", size_,
+                        " values; got ", values.size());
+    detail::upload(data(), values.data(), num_bytes());
+  }
+
+ private:
+  std::size_t num_bytes() const { return static_cast<std::size_t>(size_) * sizeof(T); }
+  Index size_ = 0;
+  std::shared_ptr<T> data_;
+};
+
+// [4] RANDOM NUMBERS ==============================================================================
+
+struct Words { std::uint32_t x0, x1, x2, x3; };
+
+/// Philox4x32-10: a keyed bijection of 128 bits that looks random.
+///
+///   Source    Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011
+WIDENET_HOST_DEVICE inline Words philox(Words x, std::uint32_t key0, std::uint32_t key1) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t a = 0xD2511F53ull * x.x0, b = 0xCD9E8D57ull * x.x2;
+    x = {static_cast<std::uint32_t>(b >> 32) ^ x.x1 ^ key0, static_cast<std::uint32_t>(b),
+         static_cast<std::uint32_t>(a >> 32) ^ x.x3 ^ key1, static_cast<std::uint32_t>(a)};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return x;
+}
+
+/// What a random value is for: values for different purposes are independent.
+enum class Purpose : std::uint32_t {
+  user, initial_weight, shuffle, router_noise, priority, embedding_dropout, attention_dropout,
+  hidden_dropout, output_dropout, augmentation, check
+};
+
+/// Random values as a function of what they are for, never of the order of calls.
+///
+///   words(i) = philox(counter, key),   key = seed,
+///   counter  = (i mod 2^32,  block * 2^16 + i / 2^32,  step,  purpose * 2^24 + micro_batch)
+///
+/// An Rng never changes; `for_purpose`, `at_block`, `at_step` and `at_micro_batch` return another.
+///
+///   Errors    ValueError if a coordinate does not fit its bits
+class Rng {
+ public:
+  explicit Rng(std::uint64_t seed) : seed_(seed) {}
+  std::uint64_t seed() const { return seed_; }
+  Rng for_purpose(Purpose purpose) const {
+    Rng rng = *this;
+    rng.purpose_ = static_cast<std::uint32_t>(purpose);
+    return rng;
+  }
+  Rng at_block(Index block) const { return with(&Rng::block_, block, Index(1) << 16, "block"); }
+  Rng at_step(Index step) const { return with(&Rng::step_, step, Index(1) << 32, "step"); }
+  Rng at_micro_batch(Index m) const {
+    return with(&Rng::micro_batch_, m, Index(1) << 24, "micro-batch");
+  }
+  /// A stream of its own for every name; used for initial weights.
+  Rng named(const std::string& name) const {
+    std::uint32_t hash = 2166136261u;  // FNV-1a
+    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
+    return at_step(static_cast<Index>(hash));
+  }
+  WIDENET_HOST_DEVICE Words words(Index i) const {
+    const std::uint64_t index = static_cast<std::uint64_t>(i);
+    return philox({static_cast<std::uint32_t>(index),
+                   (block_ << 16) + static_cast<std::uint32_t>(index >> 32), step_,
+                   (purpose_ << 24) + micro_batch_},
+                  static_cast<std::uint32_t>(seed_), static_cast<std::uint32_t>(seed_ >> 32));
+  }
+  /// Value i of a stream of 32-bit words; four neighbours come from one call of philox.
+  WIDENET_HOST_DEVICE std::uint32_t word(Index i) const {
+    const Words w = words(i / 4);
+    return i % 4 == 0 ? w.x0 : i % 4 == 1 ? w.x1 : i % 4 == 2 ? w.x2 : w.x3;
+  }
+  WIDENET_HOST_DEVICE static double fraction(std::uint32_t word) { return (word + 0.5) * 0x1p-32; }
+  /// Value i of a stream that is uniform in (0, 1).
+  WIDENET_HOST_DEVICE double uniform(Index i) const { return fraction(word(i)); }
+
+ private:
+  Rng with(std::uint32_t Rng::*coordinate, Index value, Index limit, const char* name) const {
+    require<ValueError>(0 <= value && value < limit, "Rng: ", name, " must lie in [0, ", limit,
+                        "); got ", value);
+    Rng rng = *this;
+    rng.*coordinate = static_cast<std::uint32_t>(value);
+    return rng;
+  }
+  std::uint64_t seed_;
+  std::uint32_t purpose_ = 0, block_ = 0, step_ = 0, micro_batch_ = 0;
+};
+
+/// A random order of 0, 1, ..., n-1: the indices sorted by the first 64 bits of words(index).
+inline std::vector<Index> permutation(Index n, const Rng& rng) {
+  std::vector<std::pair<std::uint64_t, Index>> keyed;
+  for (Index i = 0; i < n; ++i) {
+    const Words w = rng.words(i);
+    keyed.emplace_back((static_cast<std::uint64_t>(w.x0) << 32) | w.x1, i);
+  }
+  std::sort(keyed.begin(), keyed.end());
+  std::vector<Index> order;
+  for (const auto& entry : keyed) order.push_back(entry.second);
+  return order;
+}
+
+// [5] BACKEND =====================================================================================
+//
+// A kernel is a lambda marked WIDENET_KERNEL. Its calls run at the same time and in any order, so
+// no two may write the same element. After this chapter no line asks which machine runs it.
+
+/// Mathematics: what kernels call in place of libm, for float and double. Only + - * /, comparisons
+/// and integers, so without contraction the bits are the same on every platform; no branches, so
+/// that loops over elements become vector instructions. NaN gives NaN. "Error" is the largest seen,
+/// in units in the last place of the true value, over all floats and 10^7 doubles.
+namespace math {
+
+template <class T> struct Format;  // the layout of T, and constants that depend on it
+
+template <> struct Format<float> {
+  using Bits = std::uint32_t;
+  static constexpr int fraction_bits = 23;
+  static constexpr Bits bias = 127, sign = Bits(1) << 31;
+  static constexpr float shift = 0x1.8p23f + 2 * bias;  // adding it rounds to an integer
+  static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  static constexpr float exp_min = -105, exp_max = 89;  // 0 below, infinity above
+  static constexpr float tanh_max = 10;                 // 1 above, and gelu(x) is 0 or x beyond:
+  static constexpr float gelu_tanh_max = 11, gelu_erf_max = 15;
+};
+
+template <> struct Format<double> {
+  using Bits = std::uint64_t;
+  static constexpr int fraction_bits = 52;
+  static constexpr Bits bias = 1023, sign = Bits(1) << 63;
+  static constexpr double shift = 0x1.8p52 + 2 * bias;
+  static constexpr double ln2_high = 0x1.62e42fefa38p-1, ln2_low = 0x1.ef35793c7673p-45;
+  static constexpr double exp_min = -746, exp_max = 710;
+  static constexpr double tanh_max = 20, gelu_tanh_max = 22, gelu_erf_max = 39;
+};
+
+template <class T> using Bits = typename Format<T>::Bits;
+
+template <class To, class From> WIDENET_HOST_DEVICE inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps all bits");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+template <class T> WIDENET_HOST_DEVICE inline T abs(T x) {
+  return bit_cast<T>(bit_cast<Bits<T>>(x) & ~Format<T>::sign);
+}
+template <class T> WIDENET_HOST_DEVICE inline T with_sign_of(T x, T y) {  // y >= 0
+  return bit_cast<T>(bit_cast<Bits<T>>(y) | (bit_cast<Bits<T>>(x) & Format<T>::sign));
+}
+/// condition ? x : y, by masks: around ?: GCC moves what may trap into branches, and then does not
+/// vectorise (unless given -fno-trapping-math).
+template <class T> WIDENET_HOST_DEVICE inline T select(bool condition, T x, T y) {
+  const Bits<T> mask = Bits<T>(0) - Bits<T>(condition);
+  return bit_cast<T>((bit_cast<Bits<T>>(x) & mask) | (bit_cast<Bits<T>>(y) & ~mask));
+}
+template <class T> WIDENET_HOST_DEVICE inline T at_most(T limit, T x) {  // keeps NaN
+  return select(x > limit, limit, x);
+}
+
+/// polynomial(x, c0, c1, c2, ...) = c0 + c1 x + c2 x^2 + ...
+/// by Horner's rule in x^2: the chain of operations, which bounds the speed, is half as long.
+template <class T> WIDENET_HOST_DEVICE inline T horner(T, T, T c0) { return c0; }
+template <class T> WIDENET_HOST_DEVICE inline T horner(T x, T, T c0, T c1) { return c0 + x * c1; }
+template <class T, class... More>
+WIDENET_HOST_DEVICE inline T horner(T x, T x2, T c0, T c1, More... more) {
+  return (c0 + x * c1) + x2 * horner(x, x2, more...);
+}
+template <class T, class... C> WIDENET_HOST_DEVICE inline T polynomial(T x, C... c) {
+  return horner(x, x * x, c...);
+}
+
+// (exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2. The coefficients of this and the other polynomials
+// are minimax; here they leave exp(r) a relative error of 2^-28 (degree 4) or 2^-57 (degree 9).
+WIDENET_HOST_DEVICE inline float exp_rest(float r) {
+  return polynomial(r, 0.49999994f, 0.1666652f, 0.04166824f, 0.008368824f, 0.0013823216f);
+}
+WIDENET_HOST_DEVICE inline double exp_rest(double r) {
+  return polynomial(r, 0.5000000000000011, 0.1666666666666642, 0.04166666666652663,
+                    0.008333333333490072, 0.0013888888944493408, 0.0001984126951694752,
+                    2.4801492242627876e-05, 2.755757637207939e-06, 2.7630545569165417e-07,
+                    2.500345451842985e-08);
+}
+
+/// x = n ln(2) + r with |r| <= ln(2) / 2, so exp(x) = 2^n (1 + p) with p = exp(r) - 1.
+template <class T> struct Reduced {
+  T p;
+  Bits<T> m;  // its low bits are those of n + 2 * bias
+};
+template <class T> WIDENET_HOST_DEVICE inline Reduced<T> reduce(T x) {
+  using F = Format<T>;
+  const T shifted = x * T(1.4426950408889634) + F::shift, n = shifted - F::shift;
+  const T high = x - n * F::ln2_high, low = n * F::ln2_low, r = high - low;  // high is exact
+  return {high + (r * r * exp_rest(r) - low), bit_cast<Bits<T>>(shifted)};
+}
+
+/// exp(x) where exp_min - 60 < x < exp_max + 60. 2^n is multiplied in two halves, neither of which
+/// overflows or underflows, so the result does so by itself, with denormals, 0 and infinity.
+template <class T> WIDENET_HOST_DEVICE inline T bounded_exp(T x) {
+  using F = Format<T>;
+  const Reduced<T> y = reduce(x);
+  const Bits<T> half = y.m >> 1, rest = y.m - half;
+  const T power = bit_cast<T>(half << F::fraction_bits);
+  return (T(1) + y.p) * power * bit_cast<T>(rest << F::fraction_bits);
+}
+
+/// exp(x), with denormal results.   Error 0.97 ulp in float, 0.95 in double
+template <class T> WIDENET_HOST_DEVICE inline T exp(T x) {
+  const T x_high = at_most(Format<T>::exp_max, x);
+  return bounded_exp(select(x_high < Format<T>::exp_min, Format<T>::exp_min, x_high));
+}
+
+///   tanh(|x|) = q / (2 - q),   q = 1 - exp(-2 |x|) = (1 - 2^n) - 2^n p
+///
+/// For small x, n is 0 and q is -p, which has no rounding of 1 in it.  Error: 
+template <class T> WIDENET_HOST_DEVICE inline T tanh(T x) {
+  using F = Format<T>;
+  const Reduced<T> y = reduce(T(-2) * at_most(F::tanh_max, abs(x)));
+  const T power = bit_cast<T>((y.m - F::bias) << F::fraction_bits);
+  const T q = (T(1) - power) - power * y.p;
+  return with_sign_of(x, q / (T(2) - q));
+}
+
+// erf(x) / x - 1 for |x| <= 1, given x^2: relative error 2^-29 (degree 6) or 2^-55 (12).
+WIDENET_HOST_DEVICE inline float erf_rest(float x2) {
+  return polynomial(x2, 0.12837917f, -0.37612626f, 0.11283579f, -0.026853347f, 0.005187162f,
+                    -0.0007997853f, 7.806904e-05f);
+}
+WIDENET_HOST_DEVICE inline double erf_rest(double x2) {
+  return polynomial(x2, 0.1283791670955126, -0.376126389031841, 0.11283791670971101,
+                    -0.026866170648032033, 0.005223977652700396, -0.0008548328536004038,
+                    0.00012055386187269612, -1.4926880924052138e-05, 1.6481043322896035e-06,
+                    -1.6556889031937035e-07, 1.601109360486349e-08, -1.6454461646565045e-09,
+                    1.4322622910862757e-10);
+}
+
+// (a + 5) Q(a) exp(a^2 / 2) for a >= 0, given w = (a - 5) / (a + 5), where Q(a) = 1 - Phi(a) is the
+// probability that a standard normal variable exceeds a: relative error 2^-26 (degree 9) or 2^-55
+// (degree 21), up to where the normal density underflows.
+WIDENET_HOST_DEVICE inline float tail_rest(float w) {
+  return polynomial(w, 0.76919305f, -0.6653825f, 0.4953061f, -0.31353334f, 0.16500935f,
+                    -0.069119886f, 0.0208649f, -0.0029561198f, -0.0009488575f, 0.00041642526f);
+}
+WIDENET_HOST_DEVICE inline double tail_rest(double w) {
+  return polynomial(w, 0.769193049750063, -0.6653825028900566, 0.49530561596997513,
+                    -0.31353315667131354, 0.16502036617041943, -0.06911863870600601,
+                    0.02079506679941597, -0.0029933767751089357, -0.0007978693949308015,
+                    0.0005448991026263635, -5.937574289752216e-05, -4.976300114181521e-05,
+                    1.668124193493001e-05, 3.981482331181531e-06, -2.769246386544549e-06,
+                    -3.3776015150047047e-07, 4.329205572540654e-07, 4.3671254946159654e-08,
+                    -6.548239580883185e-08, -1.0275046056842671e-08, 7.23089420815551e-09,
+                    2.039261186977251e-09);
+}
+
+// Q(a) exp(a^2 / 2) for a >= 0.
+template <class T> WIDENET_HOST_DEVICE inline T tail_ratio(T a) {
+  const T t = T(1) / (a + T(5)), v = a * t;
+  return t * tail_rest(v + v - T(1));
+}
+
+///   erf(|x|) = |x| + |x| erf_rest(x^2)   where |x| < 1,   else 1 - 2 Q(sqrt(2) |x|)
+template <class T> WIDENET_HOST_DEVICE inline T erf(T x) {
+  const T a = at_most(T(7), abs(x)), x2 = a * a;
+  const T small = a + a * erf_rest(x2);
+  const T large = T(1) - T(2) * bounded_exp(-x2) * tail_ratio(T(1.4142135623730951) * a);
+  return with_sign_of(x, select(a < T(1), small, large));
+}
+
+/// log(x) = k ln(2) + log(m),   m = 1 + f in [sqrt(1/2), sqrt(2)),   s = f / (2 + f)
+/// log(m) = 2 artanh(s) = 2 s + s R(s^2),   and 2 s = f - f^2 / 2 + s f^2 / 2
+///
+/// log(0) = -infinity, log(x < 0) = NaN. Error:
+WIDENET_HOST_DEVICE inline double log(double x) {
+  constexpr Bits<double> fraction = (Bits<double>(1) << 52) - 1, one = Bits<double>(1023) << 52;
+  constexpr Bits<double> root_half = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
+  const bool is_denormal = x < 0x1p-1022;
+  const Bits<double> bits = bit_cast<Bits<double>>(x * select(is_denormal, 0x1p54, 1.0)) - root_half + one;
+  const double biased_k = bit_cast<double>((bits >> 52) | bit_cast<Bits<double>>(0x1p52)) - 0x1p52;
+  const double k = biased_k - select(is_denormal, 1077.0, 1023.0);
+  const double f = bit_cast<double>((bits & fraction) + root_half) - 1.0;
+  const double s = f / (2.0 + f), s2 = s * s, half_f2 = 0.5 * f * f;
+  const double R = s2 * polynomial(s2, 0.6666666666666734, 0.3999999999941682, 0.2857142874197659,
+                                   0.22222198610384242, 0.18183562603581097, 0.15314090000706235,
+                                   0.14795595918429474);
+  const double low = s * (half_f2 + R) + k * Format<double>::ln2_low;
+  const double y = k * Format<double>::ln2_high - ((half_f2 - low) - f);
+  const double infinity = bit_cast<double>(Bits<double>(0x7ff) << 52);
+  const double nan = bit_cast<double>(Bits<double>(0xfff) << 51);
+  const double special = select(x == 0.0, -infinity, select(x < 0.0, nan, x));
+  return select(x > 0.0, select(x < infinity, y, x), special);
+}
+WIDENET_HOST_DEVICE inline float log(float x) { return static_cast<float>(log(double(x))); }
+
+/// sin(2 pi (u + quarters / 4)) for |u| < 2^49, from the nearest quarter turn: 4 u = n + r with
+/// |r| <= 1/2, without rounding. sin(pi/2 r) or cos(pi/2 r) is chosen by the low bits of n.
+WIDENET_HOST_DEVICE inline double sin_of_turns(double u, std::uint64_t quarters) {
+  const double shifted = 4.0 * u + 0x1.8p52, r = 4.0 * u - (shifted - 0x1.8p52), r2 = r * r;
+  const double sin_rest = r2 * polynomial(r2, -0.6459640975062448, 0.07969262624605838,
+                                          -0.004681754132533649, 0.0001604411519122757,
+                                          -3.598646755230161e-06, 5.634313008300205e-08);
+  const double sin_r = r * 1.5707963267948966 + r * (6.123233995736766e-17 + sin_rest);
+  const double cos_r = 1.0 + r2 * polynomial(r2, -1.2337005501361697, 0.2536695079010417,
+                                             -0.02086348076318097, 0.0009192602726323812,
+                                             -2.5202027446961032e-05, 4.7103340982981243e-07,
+                                             -6.289399386465247e-09);
+  const Bits<double> n = bit_cast<Bits<double>>(shifted) + quarters, is_odd = Bits<double>(0) - (n & 1);  // a mask
+  const Bits<double> y = (bit_cast<Bits<double>>(sin_r) & ~is_odd) | (bit_cast<Bits<double>>(cos_r) & is_odd);
+  return bit_cast<double>(y ^ ((n & 2) << 62));
+}
+WIDENET_HOST_DEVICE inline double sin_2pi(double u) { return sin_of_turns(u, 0); }
+WIDENET_HOST_DEVICE inline double cos_2pi(double u) { return sin_of_turns(u, 1); }
+
+/// GELU: gelu(x) = x S(x), where S is a sigmoid, S(x) + S(-x) = 1. With a = |x|,
+///
+///   gelu(x)  = max(x, 0) - a S(-a)
+///   gelu'(x) = w where x < 0, else 1 - w,   w = S(-a) - a S'(a)
+///
+/// so nothing cancels at negative x. With one exp and one division each:
+///
+///   gelu_erf    S = Phi, so S(-a) = Q(a),  S'(a) = exp(-a^2 / 2) / sqrt(2 pi)
+///   gelu_tanh   S(a) = 1 / (1 + exp(-z)),  z = 2 sqrt(2 / pi) (a + 0.044715 a^3)
+///
+///   Source    Hendrycks and Gimpel, Gaussian Error Linear Units, arXiv 1606.08415
+///   Differs   others round 1 + erf or 1 + tanh, which is 0 from x = -5.5 on in float; the relative
+///             error of these stays small there. S(-a) is 0 beyond 1e-38, and gelu(-infinity) is 0
+template <class T> WIDENET_HOST_DEVICE inline T gelu_erf(T x) {
+  const T a = at_most(Format<T>::gelu_erf_max, abs(x));
+  return select(x > T(0), x, T(0)) - a * bounded_exp(T(-0.5) * a * a) * tail_ratio(a);
+}
+template <class T> WIDENET_HOST_DEVICE inline T gelu_erf_derivative(T x) {
+  const T a = at_most(Format<T>::gelu_erf_max, abs(x)), e = bounded_exp(T(-0.5) * a * a);
+  const T w = e * (tail_ratio(a) - a * T(0.3989422804014327));
+  return select(x < T(0), w, T(1) - w);
+}
+
+template <class T> WIDENET_HOST_DEVICE inline T gelu_tanh(T x) {
+  const T a = at_most(Format<T>::gelu_tanh_max, abs(x));
+  const T e = bounded_exp(a * (T(-1.5957691216057308) + T(-0.071354816272600248) * (a * a)));
+  return select(x > T(0), x, T(0)) - a * e / (T(1) + e);
+}
+template <class T> WIDENET_HOST_DEVICE inline T gelu_tanh_derivative(T x) {
+  const T a = at_most(Format<T>::gelu_tanh_max, abs(x)), a2 = a * a;
+  const T e = bounded_exp(a * (T(-1.5957691216057308) + T(-0.071354816272600248) * a2));
+  const T s = T(1) / (T(1) + e), dz = T(1.5957691216057308) + T(0.21406444881780074) * a2;
+  const T w = e * s * (T(1) - a * dz * s);
+  return select(x < T(0), w, T(1) - w);
+}
+
+}  // namespace math
+
+/// Value i of a stream of normal random numbers, by Box and Muller: four neighbours come from one
+/// call of philox, its words 0 and 1 make the first two, its words 2 and 3 the others.
+///
+///   r = sqrt(-2 log u0),   normals  r cos(2 pi u1),  r sin(2 pi u1)
+WIDENET_HOST_DEVICE inline double normal(const Rng& rng, Index i) {
+  const Words w = rng.words(i / 4);
+  const bool is_second = i % 4 >= 2;
+  const double u0 = Rng::fraction(is_second ? w.x2 : w.x0);
+  const double u1 = Rng::fraction(is_second ? w.x3 : w.x1);
+  const double radius = std::sqrt(-2.0 * math::log(u0));
+  return radius * (i % 2 == 0 ? math::cos_2pi(u1) : math::sin_2pi(u1));
+}
+
+inline constexpr Index num_lanes = 32;  // a warp
+
+/// The 32 lanes that share one row: a warp under CUDA, one thread that plays them all on the CPU.
+/// Element i belongs to lane i % 32: a lane may read back what it wrote, without a barrier. The 32
+/// partial results of a reduction are combined in a fixed tree, and every lane gets the result.
+class Team {
+ public:
+  /// f(0) + f(1) + ... + f(n-1), lane by lane, then over the lanes.
+  template <class T, class F> WIDENET_KERNEL T sum(Index n, F f) const {
+    return reduce(n, T(0), f, [](T a, T b) { return a + b; });
+  }
+  /// The largest f(i); minus infinity for n = 0.
+  template <class T, class F> WIDENET_KERNEL T max(Index n, F f) const {
+    return reduce(n, -std::numeric_limits<T>::infinity(), f, [](T a, T b) { return b > a ? b : a; });
+  }
+  /// f(i) for every i < n.
+  template <class F> WIDENET_KERNEL void each(Index n, F f) const {
+    WIDENET_INDEPENDENT
+    for (Index i = lane(); i < n; i += stride) f(i);
+  }
+  /// take(i, rank) for every i < n with wanted(i), where rank = 0, 1, ... counts them in order of
+  /// i; returns how many there are.
+  template <class Wanted, class Take>
+  WIDENET_KERNEL Index enumerate(Index n, Wanted wanted, Take take) const {
+    Index rank = 0;
+#if WIDENET_CUDA
+    for (Index begin = 0; begin < n; begin += num_lanes) {
+      const Index i = begin + lane();
+      const bool is_wanted = i < n && wanted(i);
+      const unsigned votes = __ballot_sync(~0u, is_wanted);
+      if (is_wanted) take(i, rank + __popc(votes & ((1u << lane()) - 1)));
+      rank += __popc(votes);
+    }
+#else
+    for (Index i = 0; i < n; ++i)
+      if (wanted(i)) take(i, rank++);
+#endif
+    return rank;
+  }
+  WIDENET_KERNEL bool first() const { return lane() == 0; }  // for what is written once per row
+
+ private:
+#if WIDENET_CUDA
+  static constexpr Index stride = num_lanes;
+  __device__ static Index lane() { return threadIdx.x % num_lanes; }
+
+  template <class T, class F, class Combine>
+  __device__ static T reduce(Index n, T partial, F f, Combine combine) {
+    for (Index i = lane(); i < n; i += num_lanes) partial = combine(partial, f(i));
+    for (int half = num_lanes / 2; half > 0; half /= 2)
+      partial = combine(partial, __shfl_xor_sync(~0u, partial, half));
+    return partial;
+  }
+#else
+  static constexpr Index stride = 1;
+  static Index lane() { return 0; }
+
+  template <class T, class F, class Combine>
+  static T reduce(Index n, T start, F f, Combine combine) {
+    T partial[num_lanes];
+    for (T& p : partial) p = start;
+    const Index rest = n - n % num_lanes;
+    for (Index i = 0; i < rest; i += num_lanes) {  // the inner loop becomes vector instructions
+      WIDENET_INDEPENDENT
+      for (Index l = 0; l < num_lanes; ++l) partial[l] = combine(partial[l], f(i + l));
+    }
+    for (Index i = rest; i < n; ++i) partial[i - rest] = combine(partial[i - rest], f(i));
+    Index half = num_lanes / 2;
+    while (half >= n && half > 0) half /= 2;  // lanes without elements hold `start`: nothing to add
+    for (; half > 0; half /= 2)
+      for (Index l = 0; l < half; ++l) partial[l] = combine(partial[l], partial[l + half]);
+    return partial[0];
+  }
+#endif
+};
+
+#if WIDENET_CUDA
+namespace detail {
+
+template <class F> __global__ void run_elements(Index n, F f) {
+  const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) f(i);
+}
+template <class F> __global__ void run_rows(Index rows, F f) {
+  const Index row = (Index(blockIdx.x) * blockDim.x + threadIdx.x) / num_lanes;
+  if (row < rows) f(row, Team{});
+}
+
+}  // namespace detail
+#endif
+
+/// f(i) for every i < n.
+template <class F> void for_each(Index n, F f) {
+  if (n == 0) return;
+#if WIDENET_CUDA
+  detail::run_elements<<<static_cast<unsigned>((n + 255) / 256), 256>>>(n, f);
+  WIDENET_CHECK(cudaGetLastError());
+#else
+  constexpr Index strip = 1024;
+  const bool fork = n > 8 * strip;
+  static_cast<void>(fork);
+  WIDENET_PARALLEL_FOR_IF_FORK
+  for (Index begin = 0; begin < n; begin += strip) {
+    const Index end = std::min(n, begin + strip);
+    WIDENET_INDEPENDENT
+    for (Index i = begin; i < end; ++i) f(i);
+  }
+#endif
+}
+
+/// f(row, team) for every row < rows.
+template <class F> void for_each_row(Index rows, F f) {
+  if (rows == 0) return;
+#if WIDENET_CUDA
+  detail::run_rows<<<static_cast<unsigned>((rows + 7) / 8), 8 * num_lanes>>>(rows, f);
+  WIDENET_CHECK(cudaGetLastError());
+#else
+  const bool fork = rows > 1;
+  static_cast<void>(fork);
+  WIDENET_PARALLEL_FOR_IF_FORK
+  for (Index row = 0; row < rows; ++row) f(row, Team{});
+#endif
+}
+
+#if WIDENET_CUDA
+
+/// Matrices as gemm sees them: row `i` of item (outer, inner) begins at
+/// data + outer_index * outer + inner_index * inner + i * ld.
+template <class T> struct Matrix {
+  T* data;
+  Index ld, outer = 0, inner = 0;
+};
+
+namespace detail {
+
+inline cublasHandle_t cublas() {
+  static cublasHandle_t handle = nullptr;
+  static const bool is_created = (WIDENET_CHECK_BLAS(cublasCreate(&handle)), true);
+  static_cast<void>(is_created);
+  return handle;
+}
+template <class T> constexpr cudaDataType_t cuda_type() {
+  return sizeof(T) == 4 ? CUDA_R_32F : CUDA_R_64F;
+}
+template <class T> constexpr cublasComputeType_t compute_type() {
+  return sizeof(T) == 8   ? CUBLAS_COMPUTE_64F
+         : WIDENET_BF16 ? CUBLAS_COMPUTE_32F_FAST_16BF
+         : WIDENET_TF32 ? CUBLAS_COMPUTE_32F_FAST_TF32
+                        : CUBLAS_COMPUTE_32F;
+}
+inline cublasOperation_t operation(bool transpose) { return transpose ? CUBLAS_OP_T : CUBLAS_OP_N; }
+
+template <class T>
+void start_rows(T* C, Index ldc, Index stride, const T* bias, Index bias_stride, Index items,
+                Index M, Index N) {
+  for_each_row(items * M, [=] WIDENET_KERNEL(Index row, Team team) {
+    T* const c = C + row / M * stride + row % M * ldc;
+    const T* const b = bias + row / M * bias_stride;
+    team.each(N, [=](Index j) { c[j] = b[j]; });
+  });
+}
+
+}  // namespace detail
+
+/// C = op(A) op(B) + beta C, or op(A) op(B) + bias: cuBLAS chooses the order of the sum, by shape.
+/// To cuBLAS a row-major matrix is its transpose, so it is asked for C^T = op(B)^T op(A)^T.
+template <class T>
+void gemm(bool transpose_a, bool transpose_b, Index M, Index N, Index K, const T* A, Index lda,
+          const T* B, Index ldb, T beta, T* C, Index ldc, const T* bias = nullptr) {
+  if (M == 0 || N == 0) return;
+  if (bias) detail::start_rows(C, ldc, Index(0), bias, Index(0), 1, M, N), beta = T(1);
+  const T one = 1;
+  constexpr cudaDataType_t type = detail::cuda_type<T>();
+  WIDENET_CHECK_BLAS(cublasGemmEx_64(
+      detail::cublas(), detail::operation(transpose_b), detail::operation(transpose_a), N, M, K,
+      &one, B, type, ldb, A, type, lda, &beta, C, type, ldc, detail::compute_type<T>(),
+      CUBLAS_GEMM_DEFAULT));
+}
+
+namespace detail {
+
+template <class T>
+void fill_pointers(T** to, T* data, Index outer, Index inner, Index num_inner, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    to[i] = data + i / num_inner * outer + i % num_inner * inner;
+  });
+}
+template <class T> Buffer<T*> item_pointers(const Matrix<T>& m, Index outer, Index inner) {
+  const Buffer<T*> pointers(outer * inner);
+  fill_pointers(pointers.data(), m.data, m.outer, m.inner, inner, outer * inner);
+  return pointers;
+}
+
+}  // namespace detail
+
+/// The same for outer * inner products of one shape.
+template <class T>
+void gemm_batched(bool transpose_a, bool transpose_b, Index outer, Index inner, Index M, Index N,
+                  Index K, const Matrix<const T>& A, const Matrix<const T>& B, T beta,
+                  const Matrix<T>& C) {
+  if (outer * inner == 0 || M == 0 || N == 0) return;
+  const auto a = detail::item_pointers(A, outer, inner), b = detail::item_pointers(B, outer, inner);
+  const auto c = detail::item_pointers(C, outer, inner);
+  const T one = 1;
+  constexpr cudaDataType_t type = detail::cuda_type<T>();
+  WIDENET_CHECK_BLAS(cublasGemmBatchedEx_64(
+      detail::cublas(), detail::operation(transpose_b), detail::operation(transpose_a), N, M, K,
+      &one, reinterpret_cast<const void* const*>(b.data()), type, B.ld,
+      reinterpret_cast<const void* const*>(a.data()), type, A.ld, &beta,
+      reinterpret_cast<void* const*>(c.data()), type, C.ld, outer * inner,
+      detail::compute_type<T>(), CUBLAS_GEMM_DEFAULT));
+}
+
+/// The same for E experts whose rows lie in slots. The counts stay on the device: all slots are
+/// multiplied, and those that are empty hold zeros on at least one side of every sum. The price is
+/// the share of empty slots.
+template <class T>
+void gemm_grouped(bool transpose_a, bool transpose_b, Index E, Index M, Index N, Index K,
+                  const Matrix<const T>& A, const Matrix<const T>& B, T beta, const Matrix<T>& C,
+                  const Matrix<const T>& bias, const std::int32_t*) {
+  if (E == 0 || M == 0 || N == 0) return;
+  if (bias.data)
+    detail::start_rows(C.data, C.ld, C.outer, bias.data, bias.outer, E, M, N), beta = T(1);
+  const T one = 1;
+  constexpr cudaDataType_t type = detail::cuda_type<T>();
+  WIDENET_CHECK_BLAS(cublasGemmStridedBatchedEx_64(
+      detail::cublas(), detail::operation(transpose_b), detail::operation(transpose_a), N, M, K,
+      &one, B.data, type, B.ld, B.outer, A.data, type, A.ld, A.outer, &beta, C.data, type, C.ld,
+      C.outer, E, detail::compute_type<T>(), CUBLAS_GEMM_DEFAULT));
+}
+
+/// z = x w, every element one chain of fused multiply-adds over k: the bits of the CPU's gemm.
+template <class T>
+void gemm_in_order(Index M, Index N, Index K, const T* x, const T* w, T* z) {
+  for_each(M * N, [=] WIDENET_KERNEL(Index i) {
+    T sum = 0;
+    for (Index k = 0; k < K; ++k) sum = std::fma(x[i / N * K + k], w[k * N + i % N], sum);
+    z[i] = sum;
+  });
+}
+
+#else
+
+// Matrix products. In this section M, N and K are those of BLAS: C (M, N) = op(A) (M, K) op(B)
+// (K, N), where op transposes if told to; `ld` is the distance of two rows in memory.
+//
+//   c = start[i, j];  for k = 0 .. K-1:  c = fma(op(A)[i, k], op(B)[k, j], c);  C[i, j] = c
+//
+// Every element of C is this one chain, rounded once per step, in this order. So its bits depend on
+// its row of op(A), its column of op(B) and its start, and on nothing else: not on the threads, the
+// rows beside it, the tiles or the instruction set. A vector register holds neighbouring columns of
+// C; a tile of C stays in registers while k runs; a long k is cut into pieces, each of which goes on
+// from what the one before left in C.
+
+namespace detail {
+
+// A packet names one register type and the tile that fits: `rows` rows of two registers. The tile
+// needs enough sums to hide the latency of fma, and must leave registers for op(A) and op(B).
+
+#if defined(__AVX512F__) && !WIDENET_EIGEN
+template <class T> struct Avx512;
+template <> struct Avx512<float> {
+  using Register = __m512;
+  static constexpr Index width = 16, rows = 14;
+  static Register load(const float* x) { return _mm512_loadu_ps(x); }
+  static Register repeat(const float* x) { return _mm512_set1_ps(*x); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_ps(a, b, c); }
+  static void store(float* x, Register a) { _mm512_storeu_ps(x, a); }
+};
+template <> struct Avx512<double> {
+  using Register = __m512d;
+  static constexpr Index width = 8, rows = 14;
+  static Register load(const double* x) { return _mm512_loadu_pd(x); }
+  static Register repeat(const double* x) { return _mm512_set1_pd(*x); }
+  static Register fma(Register a, Register b, Register c) { return _mm512_fmadd_pd(a, b, c); }
+  static void store(double* x, Register a) { _mm512_storeu_pd(x, a); }
+};
+#elif defined(__x86_64__) && !WIDENET_EIGEN
+template <class T> struct Avx2;
+template <> struct Avx2<float> {
+  using Register = __m256;
+  static constexpr Index width = 8, rows = 6;
+  WIDENET_GEMM_TARGET static Register load(const float* x) { return _mm256_loadu_ps(x); }
+  WIDENET_GEMM_TARGET static Register repeat(const float* x) { return _mm256_broadcast_ss(x); }
+  WIDENET_GEMM_TARGET static Register fma(Register a, Register b, Register c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
+  WIDENET_GEMM_TARGET static void store(float* x, Register a) { _mm256_storeu_ps(x, a); }
+};
+template <> struct Avx2<double> {
+  using Register = __m256d;
+  static constexpr Index width = 4, rows = 6;
+  WIDENET_GEMM_TARGET static Register load(const double* x) { return _mm256_loadu_pd(x); }
+  WIDENET_GEMM_TARGET static Register repeat(const double* x) { return _mm256_broadcast_sd(x); }
+  WIDENET_GEMM_TARGET static Register fma(Register a, Register b, Register c) {
+    return _mm256_fmadd_pd(a, b, c);
+  }
+  WIDENET_GEMM_TARGET static void store(double* x, Register a) { _mm256_storeu_pd(x, a); }
+};
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !WIDENET_EIGEN
+template <class T> struct Neon;
+template <> struct Neon<float> {
+  using Register = float32x4_t;
+  static constexpr Index width = 4, rows = 8;
+  static Register load(const float* x) { return vld1q_f32(x); }
+  static Register repeat(const float* x) { return vld1q_dup_f32(x); }
+  static Register fma(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
+  static void store(float* x, Register a) { vst1q_f32(x, a); }
+};
+template <> struct Neon<double> {
+  using Register = float64x2_t;
+  static constexpr Index width = 2, rows = 8;
+  static Register load(const double* x) { return vld1q_f64(x); }
+  static Register repeat(const double* x) { return vld1q_dup_f64(x); }
+  static Register fma(Register a, Register b, Register c) { return vfmaq_f64(c, a, b); }
+  static void store(double* x, Register a) { vst1q_f64(x, a); }
+};
+#endif
+
+/// For other processors: fast where std::fma is an instruction and the compiler vectorises.
+template <class T> struct Plain {
+  struct Register { T lane[4]; };
+  static constexpr Index width = 4, rows = 4;
+  static Register load(const T* x) { return {{x[0], x[1], x[2], x[3]}}; }
+  static Register repeat(const T* x) { return {{*x, *x, *x, *x}}; }
+  static Register fma(const Register& a, const Register& b, Register c) {
+    for (Index l = 0; l < width; ++l) c.lane[l] = std::fma(a.lane[l], b.lane[l], c.lane[l]);
+    return c;
+  }
+  static void store(T* x, const Register& a) { std::memcpy(x, a.lane, sizeof a.lane); }
+};
+
+template <class T> struct Product {
+  bool transpose_a, transpose_b;
+  Index M, N, K;
+  const T* A;
+  Index lda;
+  const T* B;
+  Index ldb;
+  T beta;
+  T* C;
+  Index ldc;
+  const T* bias;  // a row that C starts from, or nullptr: it starts from beta C
+};
+
+/// The operands of one tile, each moved to where the tile begins.
+template <class T> struct TileArgs {
+  Index depth;  // steps of k
+  const T* a;
+  Index a_row, a_k;  // distance of rows, of steps
+  const T* b;
+  Index b_k;
+  const T* start;
+  Index start_row;
+  T* c;
+  Index c_row;
+};
+
+/// One tile of C: sum number I is row I / V, register I % V. The sums are spelled out by a fold, so
+/// that they live in registers whatever the compiler thinks of unrolling.
+template <class T, class P, Index V, class Sums> struct Tile;
+template <class T, class P, Index V, std::size_t... I>
+struct Tile<T, P, V, std::index_sequence<I...>> {
+  static constexpr Index row(std::size_t i) { return static_cast<Index>(i) / V; }
+  static constexpr Index column(std::size_t i) { return static_cast<Index>(i) % V * P::width; }
+
+  WIDENET_GEMM_TARGET static void run(const TileArgs<T>& t) {
+    typename P::Register sum[] = {P::load(t.start + row(I) * t.start_row + column(I))...};
+    const T *a = t.a, *b = t.b;
+    const Index a_row = t.a_row;
+    for (Index k = t.depth; k > 0; --k, a += t.a_k, b += t.b_k) {
+      const typename P::Register b_k[] = {P::load(b), P::load(b + (V - 1) * P::width)};
+      ((sum[I] = P::fma(P::repeat(a + row(I) * a_row), b_k[I % V], sum[I])), ...);
+    }
+    (P::store(t.c + row(I) * t.c_row + column(I), sum[I]), ...);
+  }
+};
+
+/// The tile of `rows` rows and V registers.
+template <class T, class P, Index V, std::size_t... R>
+void run_tile(Index rows, const TileArgs<T>& t, std::index_sequence<R...>) {
+  static constexpr void (*tiles[])(const TileArgs<T>&) = {
+      Tile<T, P, V, std::make_index_sequence<(R + 1) * V>>::run...};
+  tiles[rows - 1](t);
+}
+
+/// Copies n < 2 * Piece values, without a loop.
+template <Index Piece, class T> void copy_few(T* to, const T* from, Index n) {
+  if constexpr (Piece > 0) {
+    if (n & Piece) std::memcpy(to, from, Piece * sizeof(T));
+    copy_few<Piece / 2>(to + (n & Piece), from + (n & Piece), n);
+  }
+}
+
+/// Copies `columns` columns of op(B) to a panel of `width` neighbouring ones. What is past the last
+/// column is finite and its sums are thrown away.
+template <Index width, class T>
+void pack_panel(T* panel, const T* B, Index ldb, bool transpose, Index depth, Index columns) {
+  if (transpose) {
+    for (Index j = 0; j < width; j += 4) {
+      const auto row = [&](Index r) { return B + std::min(j + r, columns - 1) * ldb; };
+      const T *b0 = row(0), *b1 = row(1), *b2 = row(2), *b3 = row(3);
+      for (Index k = 0; k < depth; ++k) {
+        T* to = panel + k * width + j;
+        to[0] = b0[k], to[1] = b1[k], to[2] = b2[k], to[3] = b3[k];
+      }
+    }
+  } else if (columns == width) {
+    for (Index k = 0; k < depth; ++k) std::memcpy(panel + k * width, B + k * ldb, width * sizeof(T));
+  } else {
+    for (Index k = 0; k < depth; ++k) {
+      std::memset(panel + k * width, 0, width * sizeof(T));
+      copy_few<width / 2>(panel + k * width, B + k * ldb, columns);
+    }
+  }
+}
+
+#ifndef MAX_DEPTH
+#define MAX_DEPTH 256
+#endif
+#ifndef MAX_COLUMNS
+#define MAX_COLUMNS 256
+#endif
+#ifndef MAX_ROWS
+#define MAX_ROWS 480
+#endif
+inline constexpr Index max_depth = MAX_DEPTH;
+template <class T> inline constexpr Index max_columns = MAX_COLUMNS * 4 / Index(sizeof(T));
+
+/// The block of C with rows i0 .. i1-1 and columns j0 .. j1-1. The piece of op(B) that meets it is
+/// packed into panels that stay in the second level cache, while the rows of op(A) pass by.
+template <class P, class T>
+void multiply_block(const Product<T>& p, Index i0, Index i1, Index j0, Index j1, T* workspace) {
+  constexpr Index W = P::width, R = P::rows;
+  constexpr auto heights = std::make_index_sequence<R>();
+  static constexpr T zeros[2 * W] = {};
+  const Index num_pieces = std::max<Index>(1, (p.K + max_depth - 1) / max_depth);
+  const Index num_tiles = (i1 - i0 + R - 1) / R;
+  T* const packed_a = workspace;
+  T* const packed_b = workspace + R * max_depth;
+  const bool pack_all = p.transpose_b || i1 - i0 > 4 * R;
+
+  if (!p.bias && p.beta != T(0) && p.beta != T(1))
+    for (Index i = i0; i < i1; ++i)
+      for (Index j = j0; j < j1; ++j) p.C[i * p.ldc + j] *= p.beta;
+
+  for (Index piece = 0; piece < num_pieces; ++piece) {
+    const Index k0 = p.K * piece / num_pieces, depth = p.K * (piece + 1) / num_pieces - k0;
+    for (Index j = j0; j < j1; j += 2 * W) {
+      const Index columns = std::min(2 * W, j1 - j);
+      const T* B = p.transpose_b ? p.B + j * p.ldb + k0 : p.B + k0 * p.ldb + j;
+      T* panel = packed_b + (j - j0) * depth;
+      if (columns <= W) {
+        if (pack_all || columns < W) pack_panel<W>(panel, B, p.ldb, p.transpose_b, depth, columns);
+      } else if (pack_all || columns < 2 * W) {
+        pack_panel<2 * W>(panel, B, p.ldb, p.transpose_b, depth, columns);
+      }
+    }
+    for (Index tile = 0; tile < num_tiles; ++tile) {  // of about the same height
+      const Index i = i0 + (i1 - i0) * tile / num_tiles;
+      const Index rows = i0 + (i1 - i0) * (tile + 1) / num_tiles - i;
+      TileArgs<T> t{};
+      t.depth = depth;
+      if (p.transpose_a) {
+        const T* A = p.A + k0 * p.lda + i;
+        if (rows == R) {
+          for (Index k = 0; k < depth; ++k)
+            std::memcpy(packed_a + k * R, A + k * p.lda, R * sizeof(T));
+        } else {
+          for (Index k = 0; k < depth; ++k)
+            for (Index r = 0; r < rows; ++r) packed_a[k * rows + r] = A[k * p.lda + r];
+        }
+        t.a = packed_a, t.a_row = 1, t.a_k = rows;
+      } else {
+        t.a = p.A + i * p.lda + k0, t.a_row = p.lda, t.a_k = 1;
+      }
+      for (Index j = j0; j < j1; j += 2 * W) {
+        const Index columns = std::min(2 * W, j1 - j), width = columns > W ? 2 * W : W;
+        t.b = packed_b + (j - j0) * depth, t.b_k = width;
+        if (!pack_all && columns == width) t.b = p.B + k0 * p.ldb + j, t.b_k = p.ldb;
+        t.c = p.C + i * p.ldc + j, t.c_row = p.ldc;
+        t.start = t.c, t.start_row = t.c_row;
+        if (piece == 0 && p.bias) t.start = p.bias + j, t.start_row = 0;
+        else if (piece == 0 && p.beta == T(0)) t.start = zeros, t.start_row = 0;
+
+        T* const c = t.c;
+        T edge[R * 2 * W];
+        if (columns < width) {
+          for (Index r = 0; r < rows; ++r)
+            copy_few<W>(edge + r * width, t.start + r * t.start_row, columns);
+          t.start = t.c = edge, t.start_row = t.c_row = width;
+        }
+        if (width == W) run_tile<T, P, 1>(rows, t, heights);
+        else run_tile<T, P, 2>(rows, t, heights);
+        if (columns < width)
+          for (Index r = 0; r < rows; ++r)
+            copy_few<W>(c + r * p.ldc, edge + r * width, columns);
+      }
+    }
+  }
+}
+
+#ifndef SERIAL_BELOW
+#define SERIAL_BELOW 200000
+#endif
+
+/// All products product(0) .. product(n - 1), cut into blocks that the threads take in turn.
+template <class T, class F> void multiply_all(Index n, const F& product) {
+  using P = WIDENET_PACKET<T>;
+  constexpr Index R = P::rows, panel = 2 * P::width;
+  double work = 0;
+  for (Index item = 0; item < n; ++item) {
+    const Product<T> p = product(item);
+    work += static_cast<double>(p.M) * static_cast<double>(p.N) * static_cast<double>(p.K + 8);
+  }
+  Index threads = 1;
+#ifdef _OPENMP
+  if (work > SERIAL_BELOW && !omp_in_parallel()) threads = omp_get_max_threads();
+#endif
+  // Blocks as large as possible, but enough of them to keep all threads busy to the end.
+  Index height = MAX_ROWS / R * R, width = max_columns<T>;
+  const auto num_blocks = [&](const Product<T>& p) {
+    return ((p.M + height - 1) / height) * ((p.N + width - 1) / width);
+  };
+  const auto count = [&] {
+    Index sum = 0;
+    for (Index item = 0; item < n; ++item) sum += num_blocks(product(item));
+    return sum;
+  };
+  Index total = count();
+  while (threads > 1 && total < 4 * threads && (height > 4 * R || width > panel)) {
+    if (height > 4 * R) height = height / (2 * R) * R;
+    else width = width / (2 * panel) * panel;
+    total = count();
+  }
+  threads = std::min(threads, total);
+
+  const Index size = (max_depth * (R + max_columns<T>) + 15) / 16 * 16;
+  static thread_local Buffer<T> workspace;
+  if (workspace.size() < threads * size) workspace = Buffer<T>(threads * size);
+  T* const space = workspace.data();
+  std::atomic<Index> next{0};
+  const auto run = [&](Index thread) {
+    Index item = 0, first = 0;  // block `first` is the first of `item`
+    for (Index block = next++; block < total; block = next++) {
+      Product<T> p = product(item);
+      for (; block >= first + num_blocks(p); p = product(++item)) first += num_blocks(p);
+      const Index rows = (p.M + height - 1) / height, columns = (p.N + width - 1) / width;
+      const Index i = (block - first) / columns, j = (block - first) % columns;
+      multiply_block<P>(p, p.M * i / rows, p.M * (i + 1) / rows, j * width,
+                        std::min(p.N, (j + 1) * width), space + thread * size);
+    }
+  };
+#ifdef _OPENMP
+  if (threads > 1) {
+#  pragma omp parallel num_threads(static_cast<int>(threads))
+    run(omp_get_thread_num());
+    return;
+  }
+#endif
+  run(0);
+}
+
+}  // namespace detail
+
+/// A matrix in memory, or (B, H) of them: number (b, h) begins at data + b * outer + h * inner.
+template <class T> struct Matrix {
+  T* data;
+  Index ld, outer = 0, inner = 0;
+};
+
+template <class T>
+void gemm(bool transpose_a, bool transpose_b, Index M, Index N, Index K, const T* A, Index lda,
+          const T* B, Index ldb, T beta, T* C, Index ldc, const T* bias = nullptr) {
+  detail::multiply_all<T>(1, [&](Index) {
+    return detail::Product<T>{transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc, bias};
+  });
+}
+
+template <class T>
+void gemm_batched(bool transpose_a, bool transpose_b, Index outer, Index inner, Index M, Index N,
+                  Index K, const Matrix<const T>& A, const Matrix<const T>& B, T beta,
+                  const Matrix<T>& C) {
+  detail::multiply_all<T>(outer * inner, [&](Index item) {
+    const Index b = item / inner, h = item % inner;
+    return detail::Product<T>{transpose_a, transpose_b, M, N, K,
+                              A.data + b * A.outer + h * A.inner, A.ld,
+                              B.data + b * B.outer + h * B.inner, B.ld, beta,
+                              C.data + b * C.outer + h * C.inner, C.ld, nullptr};
+  });
+}
+
+template <class T>
+void gemm_grouped(bool transpose_a, bool transpose_b, Index E, Index M, Index N, Index K,
+                  const Matrix<const T>& A, const Matrix<const T>& B, T beta, const Matrix<T>& C,
+                  const Matrix<const T>& bias, const std::int32_t* count) {
+  detail::multiply_all<T>(E, [&](Index e) {
+    return detail::Product<T>{transpose_a, transpose_b, transpose_a ? M : count[e], N,
+                              transpose_a ? count[e] : K,
+                              A.data + e * A.outer, A.ld, B.data + e * B.outer, B.ld, beta,
+                              C.data + e * C.outer, C.ld,
+                              bias.data ? bias.data + e * bias.outer : nullptr};
+  });
+}
+
+/// z = x w, every element one chain of fused multiply-adds over k, as on the GPU.
+template <class T>
+void gemm_in_order(Index M, Index N, Index K, const T* x, const T* w, T* z) {
+#if WIDENET_EIGEN
+  for_each(M * N, [=](Index i) {
+    T sum = 0;
+    for (Index k = 0; k < K; ++k) sum = std::fma(x[i / N * K + k], w[k * N + i % N], sum);
+    z[i] = sum;
+  });
+#else
+  gemm(false, false, M, N, K, x, K, w, N, T(0), z, N);
+#endif
+}
+
+#endif
+
+// [6] KERNELS =====================================================================================
+//
+// Outputs first, then inputs, then sizes; each backward mirrors its forward. The comment of a kernel
+// is its equation; shapes and sources are with the operations.
+
+/// Where a kernel leaves a gradient: the first contribution is stored, later ones are added to it.
+template <class T>
+struct Sink {
+  T* data = nullptr;
+  bool adds = false;
+  WIDENET_HOST_DEVICE void put(Index i, T value) const { data[i] = adds ? data[i] + value : value; }
+  WIDENET_HOST_DEVICE Sink at(Index offset) const { return {data + offset, adds}; }
+  T beta() const { return adds ? T(1) : T(0); }  // for gemm
+  explicit operator bool() const { return data != nullptr; }
+};
+
+/// Which values dropout keeps, and by how much it scales them: 0 or 1 / (1 - fraction).
+template <class T>
+struct DropoutMask {
+  Rng rng{0};
+  double fraction = 0;
+  WIDENET_HOST_DEVICE T operator()(Index i) const {
+    return rng.uniform(i) < fraction ? T(0) : T(1 / (1 - fraction));
+  }
+};
+
+enum class Gelu { tanh, erf };
+
+namespace kernel {
+
+// Elements ----------------------------------------------------------------------------------------
+
+template <class T> void fill(T* y, T value, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = value; });
+}
+template <class T> void fill_uniform(T* y, Rng rng, T low, T high, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = low + (high - low) * T(rng.uniform(i)); });
+}
+/// Value i comes from words(i / 4): its first two words make the normals 0 and 1, the others 2, 3.
+template <class T> void fill_normal(T* y, Rng rng, T deviation, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = deviation * T(normal(rng, i)); });
+}
+template <class T> void add(T* y, const T* a, const T* b, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = a[i] + b[i]; });
+}
+template <class T> void scale(T* y, const T* x, T factor, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = factor * x[i]; });
+}
+template <class T> void accumulate(Sink<T> dx, const T* dy, T factor, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, factor * dy[i]); });
+}
+template <class T> void multiply(T* y, const T* a, const T* b, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = a[i] * b[i]; });
+}
+template <class T> void multiply_backward(Sink<T> da, const T* dy, const T* b, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { da.put(i, dy[i] * b[i]); });
+}
+/// y[n, t, d] = x[n, t, d] + row[t, d]: the same block of `period` values for every sequence.
+template <class T> void add_periodic(T* y, const T* x, const T* block, Index period, Index n) {
+  for_each_row(n / period, [=] WIDENET_KERNEL(Index b, Team team) {
+    team.each(period, [=](Index i) { y[b * period + i] = x[b * period + i] + block[i]; });
+  });
+}
+
+template <class T> void relu_forward(T* y, const T* x, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = x[i] > T(0) ? x[i] : T(0); });
+}
+template <class T> void relu_backward(Sink<T> dx, const T* dy, const T* x, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, x[i] > T(0) ? dy[i] : T(0)); });
+}
+template <class T> void tanh_forward(T* y, const T* x, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = math::tanh(x[i]); });
+}
+/// dx = dy (1 - y^2)
+template <class T> void tanh_backward(Sink<T> dx, const T* dy, const T* y, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, dy[i] * (T(1) - y[i] * y[i])); });
+}
+template <class T> void gelu_forward(T* y, const T* x, Gelu form, Index n) {
+  if (form == Gelu::tanh)
+    for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = math::gelu_tanh(x[i]); });
+  else
+    for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = math::gelu_erf(x[i]); });
+}
+template <class T> void gelu_backward(Sink<T> dx, const T* dy, const T* x, Gelu form, Index n) {
+  if (form == Gelu::tanh)
+    for_each(n, [=] WIDENET_KERNEL(Index i) {
+      dx.put(i, dy[i] * math::gelu_tanh_derivative(x[i]));
+    });
+  else
+    for_each(n, [=] WIDENET_KERNEL(Index i) {
+      dx.put(i, dy[i] * math::gelu_erf_derivative(x[i]));
+    });
+}
+/// dx[i] = dy[0] for every i: the gradient of a sum.
+template <class T> void spread(Sink<T> dx, const T* dy, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, dy[0]); });
+}
+/// y[i] = mask(i) x[i]; its own backward, since the mask is a function of i.
+template <class T> void dropout(Sink<T> y, const T* x, DropoutMask<T> mask, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y.put(i, mask(i) * x[i]); });
+}
+
+// Rows --------------------------------------------------------------------------------------------
+
+/// sums[g, d] = value(g, 0, d) + ... + value(g, N-1, d). Chunks of 64 rows are added up side by side,
+/// then the chunks in order: the same tree for every number of threads.
+template <class T, class F>
+void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
+  constexpr Index chunk = 64;
+  const Index num_chunks = (N + chunk - 1) / chunk, num_strips = (D + num_lanes - 1) / num_lanes;
+  const Buffer<T> partial_sums(groups * num_chunks * D);
+  T* const partial = partial_sums.data();
+  for_each_row(groups * num_chunks * num_strips, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index strip = i % num_strips, group_chunk = i / num_strips, g = group_chunk / num_chunks;
+    const Index begin = group_chunk % num_chunks * chunk;
+    const Index end = begin + chunk < N ? begin + chunk : N;
+    const Index first = strip * num_lanes, left = D - first;
+    const Index width = left < num_lanes ? left : num_lanes;
+    T* const p = partial + group_chunk * D + first;
+    team.each(width, [=](Index l) { p[l] = value(g, begin, first + l); });
+    for (Index n = begin + 1; n < end; ++n)
+      team.each(width, [=](Index l) { p[l] += value(g, n, first + l); });
+  });
+  for_each(groups * D, [=] WIDENET_KERNEL(Index i) {
+    const T* const p = partial + i / D * num_chunks * D + i % D;
+    T total = 0;
+    for (Index c = 0; c < num_chunks; ++c) total += p[c * D];
+    sums.put(i, total);
+  });
+}
+
+template <class T>
+void add_rows(Sink<T> sums, const T* x, Index N, Index D) {
+  column_sums(sums, 1, N, D, [=] WIDENET_KERNEL(Index, Index n, Index d) { return x[n * D + d]; });
+}
+
+/// y[n, d] = (x[n, d] - mean[n]) rstd[n] gamma[d] + beta[d]
+template <class T>
+void layer_norm_forward(T* y, T* mean, T* rstd,  //
+                        const T* x, const T* gamma, const T* beta, Index N, Index D, T eps) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* x_n = x + n * D;
+    T* y_n = y + n * D;
+    const T m = team.sum<T>(D, [=](Index d) { return x_n[d]; }) / T(D);
+    const T variance = team.sum<T>(D, [=](Index d) { return (x_n[d] - m) * (x_n[d] - m); }) / T(D);
+    const T r = T(1) / std::sqrt(variance + eps);
+    team.each(D, [=](Index d) { y_n[d] = (x_n[d] - m) * r * gamma[d] + beta[d]; });
+    if (team.first()) mean[n] = m, rstd[n] = r;
+  });
+}
+/// dx = rstd (dh - mean(dh) - h mean(dh h)),  h = (x - mean) rstd,  dh = dy gamma
+template <class T>
+void layer_norm_backward_x(Sink<T> dx, const T* dy, const T* x, const T* gamma, const T* mean,
+                           const T* rstd, Index N, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *x_n = x + n * D, *dy_n = dy + n * D, m = mean[n], r = rstd[n];
+    const Sink<T> dx_n = dx.at(n * D);
+    const auto h = [=](Index d) { return (x_n[d] - m) * r; };
+    const auto dh = [=](Index d) { return dy_n[d] * gamma[d]; };
+    const T mean_dh = team.sum<T>(D, dh) / T(D);
+    const T mean_dh_h = team.sum<T>(D, [=](Index d) { return dh(d) * h(d); }) / T(D);
+    team.each(D, [=](Index d) { dx_n.put(d, r * (dh(d) - mean_dh - h(d) * mean_dh_h)); });
+  });
+}
+/// dgamma[d] = sum over n of dy[n, d] h[n, d]
+template <class T>
+void layer_norm_backward_gamma(Sink<T> dgamma, const T* dy, const T* x, const T* mean,
+                               const T* rstd, Index N, Index D) {
+  column_sums(dgamma, 1, N, D, [=] WIDENET_KERNEL(Index, Index n, Index d) {
+    return dy[n * D + d] * (x[n * D + d] - mean[n]) * rstd[n];
+  });
+}
+
+/// y[n, :] = exp(x_n - max) / sum(exp(x_n - max))
+template <class T>
+void softmax_forward(T* y, const T* x, Index N, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* x_n = x + n * D;
+    T* y_n = y + n * D;
+    const T largest = team.max<T>(D, [=](Index d) { return x_n[d]; });
+    team.each(D, [=](Index d) { y_n[d] = math::exp(x_n[d] - largest); });
+    const T factor = T(1) / team.sum<T>(D, [=](Index d) { return y_n[d]; });
+    team.each(D, [=](Index d) { y_n[d] *= factor; });
+  });
+}
+/// dx = y (dy - sum(dy y))
+template <class T>
+void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *y_n = y + n * D, *dy_n = dy + n * D;
+    const Sink<T> dx_n = dx.at(n * D);
+    const T dot = team.sum<T>(D, [=](Index d) { return dy_n[d] * y_n[d]; });
+    team.each(D, [=](Index d) { dx_n.put(d, y_n[d] * (dy_n[d] - dot)); });
+  });
+}
+
+// Tokens ------------------------------------------------------------------------------------------
+
+/// y[i, :] = table[id[i], :]
+template <class T>
+void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* row = table + id[n] * D;
+    team.each(D, [=](Index d) { y[n * D + d] = row[d]; });
+  });
+}
+/// dtable[v, :] = sum of dy[i, :] over the places i where v occurs: order[begin[u]], ..., in order
+/// of i, where v = id[order[begin[u]]]. Every row of the table is written by one team.
+template <class T>
+void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std::int32_t* order,
+                  const std::int32_t* begin, Index num_used, Index D) {
+  for_each_row(num_used, [=] WIDENET_KERNEL(Index u, Team team) {
+    const Sink<T> row = {dtable.data + id[order[begin[u]]] * D, true};
+    for (Index i = begin[u]; i < begin[u + 1]; ++i) {
+      const T* dy_i = dy + order[i] * D;
+      team.each(D, [=](Index d) { row.put(d, dy_i[d]); });
+    }
+  });
+}
+/// Copies rows: y[b, t, :] = x[b, t, :] between arrays of Ty and Tx tokens per sequence, starting
+/// at token ty and tx.
+template <class T>
+void copy_tokens(Sink<T> y, Index Ty, Index ty, const T* x, Index Tx, Index tx, Index B, Index T_,
+                 Index D) {
+  for_each_row(B * T_, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Sink<T> y_i = y.at((i / T_ * Ty + ty + i % T_) * D);
+    const T* x_i = x + (i / T_ * Tx + tx + i % T_) * D;
+    team.each(D, [=](Index d) { y_i.put(d, x_i[d]); });
+  });
+}
+/// y[b, 0, :] = row for every sequence b of an array with Ty tokens.
+template <class T>
+void repeat_row(T* y, Index Ty, const T* row, Index B, Index D) {
+  for_each_row(B, [=] WIDENET_KERNEL(Index b, Team team) {
+    team.each(D, [=](Index d) { y[b * Ty * D + d] = row ? row[d] : T(0); });
+  });
+}
+/// y[b, :] = mean over t of x[b, t, :]
+template <class T>
+void mean_tokens_forward(T* y, const T* x, Index B, Index T_, Index D) {
+  for_each_row(B, [=] WIDENET_KERNEL(Index b, Team team) {
+    const T* x_b = x + b * T_ * D;
+    T* y_b = y + b * D;
+    team.each(D, [=](Index d) {
+      T total = 0;
+      for (Index t = 0; t < T_; ++t) total += x_b[t * D + d];
+      y_b[d] = total / T(T_);
+    });
+  });
+}
+template <class T>
+void mean_tokens_backward(Sink<T> dx, const T* dy, Index B, Index T_, Index D) {
+  for_each_row(B * T_, [=] WIDENET_KERNEL(Index i, Team team) {
+    team.each(D, [=](Index d) { dx.put(i * D + d, dy[i / T_ * D + d] / T(T_)); });
+  });
+}
+/// sums[d] = sum over b of x[b, 0, d] of an array with T tokens.
+template <class T>
+void add_first_tokens(Sink<T> sums, const T* x, Index B, Index T_, Index D) {
+  column_sums(sums, 1, B, D, [=] WIDENET_KERNEL(Index, Index b, Index d) {
+    return x[b * T_ * D + d];
+  });
+}
+/// Cuts images (B, channels, height, width) into patches of side P, rows of (y, x, channel):
+/// patches[b, row, column, (y, x, ch)] = image[b, ch, row P + y, column P + x].
+template <class T>
+void extract_patches(T* patches, const T* image, Index B, Index channels, Index height, Index width,
+                     Index P) {
+  const Index rows = height / P, columns = width / P, size = P * P * channels;
+  for_each_row(B * rows * columns, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index b = i / (rows * columns), row = i / columns % rows, column = i % columns;
+    team.each(size, [=](Index j) {
+      const Index ch = j % channels, x = j / channels % P, y = j / channels / P;
+      const Index line = (b * channels + ch) * height + row * P + y;
+      patches[i * size + j] = image[line * width + column * P + x];
+    });
+  });
+}
+
+// Attention ---------------------------------------------------------------------------------------
+
+/// Turns each row of scores s (B*H*T, stride S >= T) into probabilities, in place:
+/// p[i] = exp(scale s[i] - max) / sum over the keys i that may be attended to, 0 elsewhere and in
+/// the padding of the row. A row without any such key becomes 0.
+template <class T>
+void attention_softmax(T* s, const std::uint8_t* key_mask, T scale, Index B, Index H, Index T_,
+                       Index S) {
+  constexpr T none = -std::numeric_limits<T>::infinity();
+  for_each_row(B * H * T_, [=] WIDENET_KERNEL(Index row, Team team) {
+    T* const p = s + row * S;
+    const std::uint8_t* mask = key_mask ? key_mask + row / (H * T_) * T_ : nullptr;
+    const auto masked = [=](Index i) {
+      return i < T_ && (!mask || mask[i < T_ ? i : 0]) ? p[i] * scale : none;
+    };
+    if (mask)
+      team.each(S, [=](Index i) { p[i] = masked(i); });
+    else
+      team.each(S, [=](Index i) { p[i] = i < T_ ? p[i] * scale : none; });
+    const T found = team.max<T>(S, [=](Index i) { return p[i]; });
+    const T largest = found == none ? T(0) : found;
+    team.each(S, [=](Index i) { p[i] = math::exp(p[i] - largest); });
+    const T total = team.sum<T>(S, [=](Index i) { return p[i]; });
+    const T factor = total > T(0) ? T(1) / total : T(0);
+    team.each(S, [=](Index i) { p[i] *= factor; });
+  });
+}
+/// ds = scale p (dp - sum(dp p)), in place of dp.
+template <class T>
+void attention_softmax_backward(T* dp, const T* p, T scale, Index rows, Index T_, Index S) {
+  for_each_row(rows, [=] WIDENET_KERNEL(Index row, Team team) {
+    const T* const p_r = p + row * S;
+    T* const dp_r = dp + row * S;
+    team.each(S, [=](Index i) { dp_r[i] = i < T_ ? dp_r[i] : T(0); });
+    const T dot = team.sum<T>(S, [=](Index i) { return dp_r[i] * p_r[i]; });
+    team.each(S, [=](Index i) { dp_r[i] = scale * p_r[i] * (dp_r[i] - dot); });
+  });
+}
+
+// Mixture of experts ------------------------------------------------------------------------------
+
+/// p = softmax(logits + noise)    [eq 2]
+template <class T>
+void router_probabilities(T* p, const T* logits, const T* noise, Index N, Index E) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    T* const p_n = p + n * E;
+    team.each(E, [=](Index e) { p_n[e] = logits[n * E + e] + (noise ? noise[n * E + e] : T(0)); });
+    const T largest = team.max<T>(E, [=](Index e) { return p_n[e]; });
+    team.each(E, [=](Index e) { p_n[e] = math::exp(p_n[e] - largest); });
+    const T factor = T(1) / team.sum<T>(E, [=](Index e) { return p_n[e]; });
+    team.each(E, [=](Index e) { p_n[e] *= factor; });
+  });
+}
+/// expert[n, k] = the expert of the k-th largest p[n, :], ties to the lower index.
+template <class T>
+void top_k(std::int32_t* expert, const T* p, Index N, Index E, Index K) {
+  constexpr T none = -std::numeric_limits<T>::infinity();
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* const p_n = p + n * E;
+    T last = std::numeric_limits<T>::infinity();  // the previous choice: the next one follows it
+    Index last_e = -1;
+    for (Index k = 0; k < K; ++k) {
+      const auto follows = [=](Index e) {
+        return p_n[e] < last || (p_n[e] == last && e > last_e);
+      };
+      const T best = team.max<T>(E, [=](Index e) { return follows(e) ? p_n[e] : none; });
+      const T index = team.max<T>(E, [=](Index e) {
+        return follows(e) && p_n[e] == best ? T(E - e) : none;
+      });
+      last = best;
+      last_e = index > none ? E - static_cast<Index>(index) : k;  // else NaN, as the loss will show
+      if (team.first()) expert[n * K + k] = static_cast<std::int32_t>(last_e);
+    }
+  });
+}
+/// gate[n, k] = p[n, expert[n, k]]
+template <class T>
+void select_forward(T* gate, const T* p, const std::int32_t* expert, Index N, Index E, Index K) {
+  for_each(N * K, [=] WIDENET_KERNEL(Index nk) { gate[nk] = p[nk / K * E + expert[nk]]; });
+}
+template <class T>
+void select_backward(Sink<T> dp, const T* dgate, const std::int32_t* expert, Index N, Index E,
+                     Index K) {
+  for_each(N * E, [=] WIDENET_KERNEL(Index i) {
+    T total = 0;
+    for (Index nk = i / E * K; nk < (i / E + 1) * K; ++nk)
+      if (expert[nk] == i % E) total += dgate[nk];
+    dp.put(i, total);
+  });
+}
+/// key[n] = gate[n, 0], the largest gate of token n.
+template <class T> void first_gates(T* key, const T* gate, Index N, Index K) {
+  for_each(N, [=] WIDENET_KERNEL(Index n) { key[n] = gate[n * K]; });
+}
+/// order[rank] = i, where rank counts the larger keys and, among equal ones, the earlier. All pairs
+/// are compared: n^2 work, for orders of priority that only comparisons with other code ask for.
+template <class T>
+void order_by_key(std::int32_t* order, const T* key, Index n) {
+  for_each_row(n, [=] WIDENET_KERNEL(Index i, Team team) {
+    const std::int32_t rank = team.sum<std::int32_t>(n, [=](Index j) {
+      return key[j] > key[i] || (key[j] == key[i] && j < i) ? 1 : 0;
+    });
+    if (team.first()) order[rank] = static_cast<std::int32_t>(i);
+  });
+}
+/// Turns an order of tokens into one of choices: all first choices, then all second choices.
+inline void order_choices_of(std::int32_t* choices, const std::int32_t* tokens, Index N, Index K) {
+  for_each(N * K, [=] WIDENET_KERNEL(Index i) {
+    choices[i] = static_cast<std::int32_t>(tokens[i % N] * K + i / N);
+  });
+}
+/// Queues up the choices of each expert in the given order (null: as they are numbered); the first
+/// `usable` get slots 0, 1, ..., the others -1. load counts the queue, kept who got a slot.
+inline void assign_slots(std::int32_t* slot, std::int32_t* choice_of_slot, std::int32_t* load,
+                         std::int32_t* kept, const std::int32_t* expert, const std::int32_t* order,
+                         Index num_choices, Index E, Index C, Index usable) {
+  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+    const auto choice = [=](Index i) { return order ? Index(order[i]) : i; };
+    const Index queue = team.enumerate(
+        num_choices, [=](Index i) { return expert[choice(i)] == e; },
+        [=](Index i, Index place) {
+          slot[choice(i)] = static_cast<std::int32_t>(place < usable ? place : -1);
+          if (place < usable) choice_of_slot[e * C + place] = static_cast<std::int32_t>(choice(i));
+        });
+    const Index filled = queue < usable ? queue : usable;
+    team.each(C - filled, [=](Index i) { choice_of_slot[e * C + filled + i] = -1; });
+    if (team.first()) {
+      load[e] = static_cast<std::int32_t>(queue);
+      kept[e] = static_cast<std::int32_t>(filled);
+    }
+  });
+}
+/// Takes slots as given: choice_of_slot, load and kept follow from expert and slot.
+inline void replay_slots(std::int32_t* choice_of_slot, std::int32_t* load, std::int32_t* kept,
+                         const std::int32_t* expert, const std::int32_t* slot, Index num_choices,
+                         Index E, Index C) {
+  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+    team.each(C, [=](Index c) { choice_of_slot[e * C + c] = -1; });
+    const Index queue = team.enumerate(
+        num_choices, [=](Index i) { return expert[i] == e; }, [](Index, Index) {});
+    const Index filled = team.enumerate(
+        num_choices, [=](Index i) { return expert[i] == e && slot[i] >= 0; },
+        [=](Index i, Index) { choice_of_slot[e * C + slot[i]] = static_cast<std::int32_t>(i); });
+    if (team.first()) {
+      load[e] = static_cast<std::int32_t>(queue);
+      kept[e] = static_cast<std::int32_t>(filled);
+    }
+  });
+}
+/// count[e] = the number of tokens whose first choice is e.
+inline void count_first_choices(std::int32_t* count, const std::int32_t* expert, Index N, Index E,
+                                Index K) {
+  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+    const std::int32_t total =
+        team.sum<std::int32_t>(N, [=](Index n) { return expert[n * K] == e ? 1 : 0; });
+    if (team.first()) count[e] = total;
+  });
+}
+/// loss = E * sum over e of f[e] P[e],  f = count / count_total,  P = importance / tokens    [eq 4]
+/// slope[e] = dloss / dp[n, e] = E f[e] / tokens: no gradient flows through f.
+/// count_total <= 0 stands for the sum of the counts, tokens <= 0 likewise.
+template <class T>
+void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* importance,
+                     Index count_total, Index tokens, Index E) {
+  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T sum = T(team.sum<std::int32_t>(E, [=](Index e) { return count[e]; }));
+    const T total = count_total > 0 ? T(count_total) : sum > T(0) ? sum : T(1);
+    const T N = tokens > 0 ? T(tokens) : sum > T(0) ? sum : T(1);
+    const auto f = [=](Index e) { return T(count[e]) / total; };
+    const T dot = team.sum<T>(E, [=](Index e) { return f(e) * (importance[e] / N); });
+    team.each(E, [=](Index e) { slope[e] = T(E) * f(e) / N; });
+    if (team.first()) loss[0] = T(E) * dot;
+  });
+}
+/// loss = variance(I) / mean(I)^2 of the importance I, with the sum of squares divided by E - ddof.
+template <class T>
+void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Index E) {
+  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T n = T(E - ddof > 0 ? E - ddof : 1);
+    const T mean = team.sum<T>(E, [=](Index e) { return importance[e]; }) / T(E);
+    const auto off = [=](Index e) { return importance[e] - mean; };
+    const T variance = team.sum<T>(E, [=](Index e) { return off(e) * off(e); }) / n;
+    team.each(E, [=](Index e) {
+      slope[e] = T(2) * (off(e) / n - variance / (mean * T(E))) / (mean * mean);
+    });
+    if (team.first()) loss[0] = variance / (mean * mean);
+  });
+}
+template <class T>
+void balance_backward(Sink<T> dp, const T* dloss, const T* slope, Index N, Index E) {
+  for_each(N * E, [=] WIDENET_KERNEL(Index i) { dp.put(i, dloss[0] * slope[i % E]); });
+}
+
+/// slots[e, c, :] = factor x[n, :] for the choice (n, k) in slot c of expert e; 0 in empty slots.
+/// factor is 1, or gate[n, k] if there are gates.
+template <class T>
+void to_slots(Sink<T> slots, const T* x, const T* gate, const std::int32_t* choice_of_slot,
+              Index num_slots, Index K, Index D) {
+  for_each_row(num_slots, [=] WIDENET_KERNEL(Index ec, Team team) {
+    const Index nk = choice_of_slot[ec];
+    const Sink<T> y = slots.at(ec * D);
+    const T* const x_n = x + (nk < 0 ? 0 : nk / K) * D;
+    if (nk < 0) {
+      team.each(D, [=](Index d) { y.put(d, T(0)); });
+    } else if (gate) {
+      const T g = gate[nk];
+      team.each(D, [=](Index d) { y.put(d, g * x_n[d]); });
+    } else {
+      team.each(D, [=](Index d) { y.put(d, x_n[d]); });
+    }
+  });
+}
+/// y[n, :] = sum over kept k of  factor slots[e, c, :],  k = 0 first; factor as in to_slots.
+template <class T>
+void from_slots(Sink<T> y, const T* slots, const T* gate, const std::int32_t* expert,
+                const std::int32_t* slot, Index N, Index K, Index C, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    Sink<T> y_n = y.at(n * D);
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk) {
+      if (slot[nk] < 0) continue;
+      const T* const x = slots + (expert[nk] * C + slot[nk]) * D;
+      const Sink<T> to = y_n;
+      if (gate) {
+        const T g = gate[nk];
+        team.each(D, [=](Index d) { to.put(d, g * x[d]); });
+      } else {
+        team.each(D, [=](Index d) { to.put(d, x[d]); });
+      }
+      y_n.adds = true;
+    }
+    if (!y_n.adds) team.each(D, [=](Index d) { y_n.put(d, T(0)); });
+  });
+}
+/// dgate[n, k] = dot(dy[n, :], slots[e, c, :]); 0 where dropped.
+template <class T>
+void gate_backward(Sink<T> dgate, const T* dy, const T* slots, const std::int32_t* expert,
+                   const std::int32_t* slot, Index num_choices, Index K, Index C, Index D) {
+  for_each_row(num_choices, [=] WIDENET_KERNEL(Index nk, Team team) {
+    const T* const dy_n = dy + nk / K * D;
+    const T* const x = slots + (expert[nk] * C + (slot[nk] < 0 ? 0 : slot[nk])) * D;
+    const T dot = slot[nk] < 0 ? T(0) : team.sum<T>(D, [=](Index d) { return dy_n[d] * x[d]; });
+    if (team.first()) dgate.put(nk, dot);
+  });
+}
+/// Row c of expert e is that of a filled slot: y[e, c, f] = value(e C + c, f); of an empty one: 0.
+template <class T, class F>
+void fill_slots(T* y, const std::int32_t* kept, Index E, Index C, Index width, F value) {
+  for_each_row(E * C, [=] WIDENET_KERNEL(Index ec, Team team) {
+    T* const y_ec = y + ec * width;
+    if (ec % C < kept[ec / C])
+      team.each(width, [=](Index f) { y_ec[f] = value(ec, f); });
+    else
+      team.each(width, [=](Index f) { y_ec[f] = 0; });
+  });
+}
+/// g = gelu(h)
+template <class T>
+void expert_gelu_forward(T* g, const T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
+                         Index F) {
+  if (form == Gelu::tanh)
+    fill_slots(g, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
+      return math::gelu_tanh(h[ec * F + f]);
+    });
+  else
+    fill_slots(g, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
+      return math::gelu_erf(h[ec * F + f]);
+    });
+}
+/// dh = dg gelu'(h), in place of dg.
+template <class T>
+void expert_gelu_backward(T* dg, const T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
+                          Index F) {
+  if (form == Gelu::tanh)
+    fill_slots(dg, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
+      return dg[ec * F + f] * math::gelu_tanh_derivative(h[ec * F + f]);
+    });
+  else
+    fill_slots(dg, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
+      return dg[ec * F + f] * math::gelu_erf_derivative(h[ec * F + f]);
+    });
+}
+/// x[e, c, f] *= mask((n, k), f): the mask belongs to the choice, not to its slot, so that a token
+/// does not notice who else chose its expert. Empty slots become 0.
+template <class T>
+void expert_dropout(T* x, const std::int32_t* choice_of_slot, const std::int32_t* kept,
+                    DropoutMask<T> mask, Index E, Index C, Index width) {
+  fill_slots(x, kept, E, C, width, [=] WIDENET_KERNEL(Index ec, Index f) {
+    return x[ec * width + f] * mask(choice_of_slot[ec] * width + f);
+  });
+}
+template <class T>
+void clear_empty_slots(T* x, const std::int32_t* kept, Index E, Index C, Index width) {
+  for_each_row(E * C, [=] WIDENET_KERNEL(Index ec, Team team) {
+    if (ec % C >= kept[ec / C]) team.each(width, [=](Index f) { x[ec * width + f] = 0; });
+  });
+}
+template <class T>
+void add_slots(Sink<T> sums, const T* x, const std::int32_t* kept, Index E, Index C, Index width) {
+  column_sums(sums, E, C, width, [=] WIDENET_KERNEL(Index e, Index c, Index f) {
+    return c < kept[e] ? x[(e * C + c) * width + f] : T(0);
+  });
+}
+
+// Losses and optimisers ---------------------------------------------------------------------------
+
+/// loss[n] = -sum over v of  target[n, v] log p[n, v],  with the target (1 - s) at the label plus
+/// s / V everywhere:  loss = logsumexp(x) - (1 - s) x[label] - s mean(x).
+template <class T>
+void cross_entropy_forward(T* loss, T* log_sum, const T* x, const std::int32_t* label, T smoothing,
+                           Index N, Index V) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* const x_n = x + n * V;
+    const T largest = team.max<T>(V, [=](Index v) { return x_n[v]; });
+    const T sum = team.sum<T>(V, [=](Index v) { return math::exp(x_n[v] - largest); });
+    const T mean = team.sum<T>(V, [=](Index v) { return x_n[v]; }) / T(V);
+    if (!team.first()) return;
+    const T log_total = largest + math::log(sum);
+    log_sum[n] = log_total;
+    loss[n] = log_total - (T(1) - smoothing) * x_n[label[n]] - smoothing * mean;
+  });
+}
+/// dx = dloss / N (p - target): the loss is the mean over the rows.
+template <class T>
+void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
+                            const std::int32_t* label, T smoothing, Index N, Index V) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T* const x_n = x + n * V;
+    const Sink<T> dx_n = dx.at(n * V);
+    const T factor = dloss[0] / T(N), total = log_sum[n];
+    const Index at = label[n];
+    team.each(V, [=](Index v) {
+      const T target = smoothing / T(V) + (v == at ? T(1) - smoothing : T(0));
+      dx_n.put(v, factor * (math::exp(x_n[v] - total) - target));
+    });
+  });
+}
+/// total[0] = factor * sum of x, by one team.
+template <class T>
+void sum_all(T* total, const T* x, T factor, Index n) {
+  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T sum = team.sum<T>(n, [=](Index i) { return x[i]; });
+    if (team.first()) total[0] = factor * sum;
+  });
+}
+/// partial[i] = sum of the squares of chunk i of 4096 values.
+template <class T>
+void sum_squares(T* partial, const T* x, Index n) {
+  constexpr Index chunk = 4096;
+  for_each_row((n + chunk - 1) / chunk, [=] WIDENET_KERNEL(Index i, Team team) {
+    const T* const p = x + i * chunk;
+    const Index length = n - i * chunk < chunk ? n - i * chunk : chunk;
+    const T sum = team.sum<T>(length, [=](Index j) { return p[j] * p[j]; });
+    if (team.first()) partial[i] = sum;
+  });
+}
+/// factor[0] = min(1, limit / norm),  norm[0] = sqrt(sum of partial)
+template <class T>
+void clip_factor(T* factor, T* norm, const T* partial, T limit, Index n) {
+  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T length = std::sqrt(team.sum<T>(n, [=](Index i) { return partial[i]; }));
+    if (!team.first()) return;
+    norm[0] = length;
+    factor[0] = length > limit ? limit / length : T(1);
+  });
+}
+template <class T>
+void scale_by(T* x, const T* factor, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { x[i] *= factor[0]; });
+}
+/// m = momentum m + (g + decay w);  w -= rate m
+template <class T>
+void sgd_step(T* w, T* m, const T* g, T rate, T momentum, T decay, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    m[i] = momentum * m[i] + (g[i] + decay * w[i]);
+    w[i] -= rate * m[i];
+  });
+}
+/// m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+/// w -= rate (correct1 m / (sqrt(correct2 v) + eps) + decay w),  correct = 1 / (1 - beta^t)
+template <class T>
+void adamw_step(T* w, T* m, T* v, const T* g, T rate, T beta1, T beta2, T eps, T decay, T correct1,
+                T correct2, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
+    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
+  });
+}
+
+}  // namespace kernel
+
+// [7] AUTOGRAD ====================================================================================
+//
+// Define-by-run, reverse mode. An operation computes its result y at once and leaves a closure that,
+// given dL/dy, adds to dL/dx for its inputs x. Rules for whoever writes an operation:
+//   - The closure never captures its own result: such a cycle of references would never be freed.
+//   - Every tensor that the closure captures is also an input.
+//   - It calls functions of chapters 5 and 6 only, which know where the values live.
+
+namespace detail {
+
+inline bool& grad_mode() {
+  thread_local bool is_on = true;
+  return is_on;
+}
+
+}  // namespace detail
+
+/// While one of these lives, this thread records no graph: operations keep nothing for backward.
+class NoGrad {
+ public:
+  NoGrad() : before_(detail::grad_mode()) { detail::grad_mode() = false; }
+  ~NoGrad() { detail::grad_mode() = before_; }
+  NoGrad(const NoGrad&) = delete;
+  NoGrad& operator=(const NoGrad&) = delete;
+
+ private:
+  bool before_;
+};
+
+/// A handle to a node of the graph: values, and a gradient of the same shape. Copies share the
+/// node, as in PyTorch. T is float or double.
+template <class T>
+class Tensor {
+ public:
+  using Backward = std::function<void(const Buffer<T>& dy)>;
+  using Restore = std::function<Buffer<T>()>;
+
+  Tensor() = default;  // refers to nothing: an optional argument that was left out
+  explicit Tensor(const Shape& shape) : Tensor(shape, Buffer<T>(shape.num_values())) {}
+  Tensor(const Shape& shape, const Buffer<T>& value) : node_(std::make_shared<Node>()) {
+    require<ShapeError>(value.size() == shape.num_values(), "Tensor: ", shape, " needs ",
+                        shape.num_values(), " values; got ", value.size());
+    node_->shape = shape;
+    node_->value = value;
+  }
+  Tensor(const Shape& shape, const std::vector<T>& values) : Tensor(shape, Buffer<T>(values)) {}
+  static Tensor zeros(const Shape& shape) {
+    return Tensor(shape, Buffer<T>::zeros(shape.num_values()));
+  }
+  static Tensor full(const Shape& shape, T value) {
+    const Tensor x(shape);
+    kernel::fill(x.data(), value, x.size());
+    return x;
+  }
+  static Tensor randn(const Shape& shape, const Rng& rng, T deviation = T(1)) {
+    const Tensor x(shape);
+    kernel::fill_normal(x.data(), rng, deviation, x.size());
+    return x;
+  }
+  static Tensor uniform(const Shape& shape, const Rng& rng, T low, T high) {
+    const Tensor x(shape);
+    kernel::fill_uniform(x.data(), rng, low, high, x.size());
+    return x;
+  }
+
+  explicit operator bool() const { return node_ != nullptr; }
+  const Shape& shape() const { return node_->shape; }
+  Index size() const { return node_->shape.num_values(); }
+  /// The values; those of a tensor that was told to forget them are computed again.
+  const Buffer<T>& value() const {
+    if (node_->value.size() != size() && node_->restore) node_->value = node_->restore();
+    return node_->value;
+  }
+  T* data() const { return value().data(); }
+  std::vector<T> to_vector() const { return value().to_vector(); }
+  /// The value of a tensor that has only one.
+  T item() const {
+    require<ShapeError>(size() == 1, "item: the tensor must have 1 value; got ", shape());
+    return to_vector()[0];
+  }
+  /// The same values under another shape; a view that shares values and passes gradients on.
+  Tensor reshaped(const Shape& shape) const {
+    require<ShapeError>(shape.num_values() == size(), "reshaped: the number of values must stay ",
+                        size(), "; got ", shape);
+    const Tensor y(shape, value());
+    y.record("reshaped", {*this}, [x = *this](const Buffer<T>& dy) { x.add_gradient(dy); });
+    y.set_restore([x = *this] { return x.value(); });
+    return y;
+  }
+  /// The same values without history: no gradient flows through it.
+  Tensor detached() const { return Tensor(shape(), value()); }
+
+  /// Whether backward() leaves a gradient here. Parameters ask for it; results of operations have
+  /// one while backward() needs it, and keep it if asked to.
+  bool needs_gradient() const { return node_->needs_gradient; }
+  const Tensor& require_gradient() const {
+    node_->needs_gradient = node_->keeps_gradient = true;
+    return *this;
+  }
+  bool has_gradient() const { return node_->has_gradient; }
+  /// dL/dx; zero as long as nothing has contributed to it.
+  const Buffer<T>& gradient() const {
+    if (!node_->has_gradient) {
+      own_gradient();
+      node_->gradient.set_zero();
+      node_->has_gradient = true;
+    }
+    return node_->gradient;
+  }
+  /// Forgets the gradient but keeps its memory: the next contribution overwrites it.
+  void zero_gradient() const { node_->has_gradient = false; }
+
+  // What follows is for those who write operations.
+
+  /// Where to leave a contribution to this gradient.
+  Sink<T> sink() const {
+    if (!node_->has_gradient) {
+      own_gradient();
+      node_->has_gradient = true;
+      return {node_->gradient.data(), false};
+    }
+    if (node_->gradient.is_shared()) node_->gradient = node_->gradient.clone();
+    return {node_->gradient.data(), true};
+  }
+  /// Adds dy to this gradient; if it is the first contribution, the two share memory for as long as
+  /// nobody writes to it.
+  void add_gradient(const Buffer<T>& dy) const {
+    if (!needs_gradient()) return;
+    if (node_->has_gradient || node_->is_leaf)
+      kernel::accumulate(sink(), dy.data(), T(1), size());
+    else
+      node_->gradient = dy, node_->has_gradient = true;
+  }
+  /// Makes this tensor the result of an operation, unless no input needs a gradient.
+  void record(const char* operation, std::vector<Tensor> inputs, Backward backward) const {
+    if (!detail::grad_mode()) return;
+    bool is_needed = false;
+    for (const Tensor& input : inputs) is_needed = is_needed || (input && input.needs_gradient());
+    if (!is_needed) return;
+    node_->needs_gradient = true;
+    node_->is_leaf = false;
+    node_->operation = operation;
+    node_->inputs = std::move(inputs);
+    node_->backward = std::move(backward);
+  }
+  /// Tells how to compute the values again, with the same bits.
+  void set_restore(Restore restore) const {
+    if (!node_->is_leaf) node_->restore = std::move(restore);
+  }
+  /// Lets the values go once everybody has read them; if backward asks, they are computed again.
+  /// Does nothing unless set_restore told how: for results that are cheap to compute and large.
+  void forget() const {
+    if (node_->restore) node_->value = Buffer<T>();
+  }
+
+  /// Adds dL/dx into the gradient of every x that this tensor y depends on, given dy = dL/dy, and
+  /// frees the graph on the way. A result is younger than its inputs, so with the youngest node
+  /// first every gradient is complete before it is passed on. The order of contributions to a
+  /// shared parameter is that of the graph, last block first, for every number of threads.
+  ///
+  ///   Errors    ShapeError if dy has the wrong size; ValueError if y depends on nothing that needs
+  ///             a gradient, or if its graph has been walked before
+  void backward(const Buffer<T>& dy) const {
+    require<ShapeError>(dy.size() == size(), "backward: dy must have ", size(),
+                        " values; got ", dy.size());
+    require<ValueError>(!node_->is_spent, "backward: a graph can be walked once; got a second "
+                        "call; hint: run forward again");
+    require<ValueError>(needs_gradient(),
+                        "backward: the tensor must depend on a parameter; got one that does not");
+    add_gradient(dy);
+    std::map<Index, Tensor, std::greater<Index>> pending{{node_->birth, *this}};
+    while (!pending.empty()) {
+      const Tensor y = pending.extract(pending.begin()).mapped();
+      Node& node = *y.node_;
+      if (!node.backward) continue;  // a leaf
+      {
+        const NoGrad no_graph;
+        node.backward(node.gradient);
+      }
+      for (const Tensor& input : node.inputs)
+        if (input && input.needs_gradient() && input.has_gradient())
+          pending.emplace(input.node_->birth, input);
+      node.forget_history();
+    }
+  }
+  /// The same for a scalar, with dy = 1.
+  void backward() const {
+    require<ShapeError>(size() == 1, "backward: without dy the tensor must have 1 value; got ",
+                        shape());
+    backward(Buffer<T>(std::vector<T>{T(1)}));
+  }
+
+ private:
+  void own_gradient() const {
+    Buffer<T>& gradient = node_->gradient;
+    if (gradient.size() != size() || gradient.is_shared()) gradient = Buffer<T>(size());
+  }
+
+  static Index next_birth() {
+    static std::atomic<Index> births{0};
+    return births++;
+  }
+
+  struct Node {
+    Shape shape;
+    Buffer<T> value, gradient;
+    bool needs_gradient = false, keeps_gradient = false, has_gradient = false;
+    bool is_leaf = true, is_spent = false;
+    const char* operation = "";
+    std::vector<Tensor> inputs;
+    Backward backward;
+    Restore restore;
+    Index birth = next_birth();
+
+    /// After its backward a node keeps its values, and its gradient if asked to.
+    void forget_history() {
+      if (!keeps_gradient) gradient = Buffer<T>(), has_gradient = false;
+      backward = nullptr;
+      restore = nullptr;
+      inputs.clear();
+      is_spent = true;
+    }
+    /// Frees a graph that was never walked without recursion, however long it is. The closures go
+    /// first: whatever they hold is also an input, so no node dies with them.
+    ~Node() {
+      backward = nullptr;
+      restore = nullptr;
+      std::vector<Tensor> dying = std::move(inputs);
+      while (!dying.empty()) {
+        const Tensor tensor = std::move(dying.back());
+        dying.pop_back();
+        if (!tensor || tensor.node_.use_count() > 1) continue;  // somebody else needs it
+        Node& node = *tensor.node_;
+        node.backward = nullptr;
+        node.restore = nullptr;
+        for (Tensor& input : node.inputs) dying.push_back(std::move(input));
+        node.inputs.clear();
+      }
+    }
+  };
+  std::shared_ptr<Node> node_;
+};
+
+// [8] OPERATIONS ==================================================================================
+//
+// Value and backward of an operation stand side by side. Rows are what lies along the last axis:
+// an operation on rows takes (N, D) and (B, T, D) alike.
+
+namespace detail {
+
+template <class T> struct Identity { using type = T; };
+
+/// A scalar argument that takes the tensor's type: 0.01 * x works for float and double.
+template <class T> using Scalar = typename Identity<T>::type;
+
+template <class T>
+void require_same_shape(const char* operation, const Tensor<T>& a, const Tensor<T>& b) {
+  require<ShapeError>(a.shape() == b.shape(), operation, ": the shapes must be equal; got ",
+                      a.shape(), ", ", b.shape());
+}
+
+}  // namespace detail
+
+/// y = a + b. The gradient of y becomes that of a and b without being copied.
+///
+///   Shapes    a, b of one shape  ->  y of that shape
+///   Errors    ShapeError if the shapes differ
+template <class T>
+Tensor<T> operator+(const Tensor<T>& a, const Tensor<T>& b) {
+  detail::require_same_shape("add", a, b);
+  const Tensor<T> y(a.shape());
+  kernel::add(y.data(), a.data(), b.data(), y.size());
+  y.record("add", {a, b}, [a, b](const Buffer<T>& dy) {
+    a.add_gradient(dy);
+    b.add_gradient(dy);
+  });
+  return y;
+}
+
+/// y = factor * x
+template <class T>
+Tensor<T> operator*(detail::Scalar<T> factor, const Tensor<T>& x) {
+  const Tensor<T> y(x.shape());
+  kernel::scale(y.data(), x.data(), factor, y.size());
+  y.record("scale", {x}, [x, factor](const Buffer<T>& dy) {
+    kernel::accumulate(x.sink(), dy.data(), factor, x.size());
+  });
+  return y;
+}
+
+/// y = a * b, element by element.
+///
+///   Shapes    a, b of one shape  ->  y of that shape
+///   Backward  da = dy b,  db = dy a
+///   Errors    ShapeError if the shapes differ
+template <class T>
+Tensor<T> multiply(const Tensor<T>& a, const Tensor<T>& b) {
+  detail::require_same_shape("multiply", a, b);
+  const Tensor<T> y(a.shape());
+  kernel::multiply(y.data(), a.data(), b.data(), y.size());
+  y.record("multiply", {a, b}, [a, b](const Buffer<T>& dy) {
+    if (a.needs_gradient()) kernel::multiply_backward(a.sink(), dy.data(), b.data(), a.size());
+    if (b.needs_gradient()) kernel::multiply_backward(b.sink(), dy.data(), a.data(), b.size());
+  });
+  return y;
+}
+
+/// The sum of all values, as a scalar.
+template <class T>
+Tensor<T> sum(const Tensor<T>& x) {
+  const Tensor<T> y(Shape{});
+  kernel::sum_all(y.data(), x.data(), T(1), x.size());
+  y.record("sum", {x}, [x](const Buffer<T>& dy) {
+    kernel::spread(x.sink(), dy.data(), x.size());
+  });
+  return y;
+}
+
+/// Matrix product: sends every row of x through the same affine map.
+///
+///   y[n, f] = sum over d of  x[n, d] * w[d, f]  + bias[f]
+///
+///   Shapes    x (..., D), w (D, F), bias (F) or left out  ->  y (..., F)
+///   Backward  dx = dy w^T,  dw = x^T dy,  dbias[f] = sum over n of  dy[n, f]
+///   Errors    ShapeError if the shapes do not fit together
+///   Differs   torch.nn.Linear keeps w as (out, in)
+template <class T>
+Tensor<T> linear(const Tensor<T>& x, const Tensor<T>& w, const Tensor<T>& bias = {}) {
+  const Shape &s = x.shape(), &t = w.shape();
+  require<ShapeError>(s.rank() >= 1 && t.rank() == 2 && s.last() == t[0],
+                      "linear: x (..., D) and w (D, F) must share D; got ", s, ", ", t);
+  const Index D = t[0], F = t[1], N = D == 0 ? 0 : s.num_values() / D;
+  require<ShapeError>(!bias || bias.shape() == Shape{F}, "linear: bias must be (F) = ", Shape{F},
+                      "; got ", (bias ? bias : x).shape());
+  const Tensor<T> y(s.with_last(F));
+  gemm(false, false, N, F, D, x.data(), D, w.data(), F, T(0), y.data(), F,
+       bias ? bias.data() : nullptr);
+  y.record("linear", {x, w, bias}, [x, w, bias, N, D, F](const Buffer<T>& dy) {
+    if (x.needs_gradient()) {
+      const Sink<T> dx = x.sink();
+      gemm(false, true, N, D, F, dy.data(), F, w.data(), F, dx.beta(), dx.data, D);
+    }
+    if (w.needs_gradient()) {
+      const Sink<T> dw = w.sink();
+      gemm(true, false, D, F, N, x.data(), D, dy.data(), F, dw.beta(), dw.data, F);
+    }
+    if (bias && bias.needs_gradient()) kernel::add_rows(bias.sink(), dy.data(), N, F);
+  });
+  return y;
+}
+
+/// y = x w, the linear map without bias.
+template <class T>
+Tensor<T> matmul(const Tensor<T>& x, const Tensor<T>& w) {
+  return linear(x, w);
+}
+
+/// Layer normalisation: gives every row mean 0 and variance 1, then scales and shifts.    [eq 5]
+///
+///   y[n, d] = h[n, d] * gamma[d] + beta[d],   h[n, d] = (x[n, d] - mean[n]) * rstd[n]
+///   rstd[n] = 1 / sqrt(variance[n] + eps)     with the biased variance, divided by D
+///
+/// Nobody needs to keep y: with mean and rstd it is one pass over x to compute it again.
+///
+///   Shapes    x (..., D), gamma (D), beta (D)  ->  y (..., D)
+///   Backward  dx = rstd * (dh - mean(dh) - h * mean(dh * h))  with dh = dy * gamma, means over d
+///             dgamma[d] = sum over n of  dy[n, d] * h[n, d],  dbeta[d] = sum over n of  dy[n, d]
+///   Errors    ShapeError if gamma or beta is not as wide as x
+///   Source    Ba et al., Layer Normalization, arXiv 1607.06450; eps of the authors of WideNet
+///   Differs   PyTorch has eps = 1e-5, BERT and ALBERT 1e-12
+template <class T>
+Tensor<T> layer_norm(const Tensor<T>& x, const Tensor<T>& gamma, const Tensor<T>& beta,
+                     detail::Scalar<T> eps = T(1e-6)) {
+  require<ShapeError>(x.shape().rank() >= 1, "layer_norm: x must be (..., D); got ", x.shape());
+  const Index D = x.shape().last(), N = x.shape().num_rows();
+  require<ShapeError>(gamma.shape() == Shape{D} && beta.shape() == Shape{D},
+                      "layer_norm: gamma and beta must be (D) = ", Shape{D}, "; got ",
+                      gamma.shape(), ", ", beta.shape());
+  const Tensor<T> y(x.shape());
+  const Buffer<T> mean(N), rstd(N);
+  kernel::layer_norm_forward(y.data(), mean.data(), rstd.data(),  //
+                             x.data(), gamma.data(), beta.data(), N, D, eps);
+  y.record("layer_norm", {x, gamma, beta}, [x, gamma, beta, mean, rstd, N, D](const Buffer<T>& dy) {
+    if (x.needs_gradient())
+      kernel::layer_norm_backward_x(x.sink(), dy.data(), x.data(), gamma.data(), mean.data(),
+                                    rstd.data(), N, D);
+    if (gamma.needs_gradient())
+      kernel::layer_norm_backward_gamma(gamma.sink(), dy.data(), x.data(), mean.data(),
+                                        rstd.data(), N, D);
+    if (beta.needs_gradient()) kernel::add_rows(beta.sink(), dy.data(), N, D);
+  });
+  y.set_restore([x, gamma, beta, mean, rstd, N, D, eps] {
+    const Buffer<T> value(N * D);
+    kernel::layer_norm_forward(value.data(), mean.data(), rstd.data(),  //
+                               x.data(), gamma.data(), beta.data(), N, D, T(eps));
+    return value;
+  });
+  return y;
+}
+
+/// Gaussian error linear unit.
+///
+///   tanh:  y = x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))     the authors of WideNet, ALBERT
+///   erf:   y = x / 2 (1 + erf(x / sqrt(2)))                        ViT in PyTorch
+///
+///   Source    Hendrycks, Gimpel, Gaussian Error Linear Units, arXiv 1606.08415
+///   Differs   the two forms are up to 4.73e-4 apart, at x = 2.7
+template <class T>
+Tensor<T> gelu(const Tensor<T>& x, Gelu form = Gelu::tanh) {
+  const Tensor<T> y(x.shape());
+  kernel::gelu_forward(y.data(), x.data(), form, x.size());
+  y.record("gelu", {x}, [x, form](const Buffer<T>& dy) {
+    kernel::gelu_backward(x.sink(), dy.data(), x.data(), form, x.size());
+  });
+  return y;
+}
+
+/// y = max(x, 0)
+///
+///   Backward  dx = dy where x > 0, else 0; at x = 0 it is 0
+template <class T>
+Tensor<T> relu(const Tensor<T>& x) {
+  const Tensor<T> y(x.shape());
+  kernel::relu_forward(y.data(), x.data(), x.size());
+  y.record("relu", {x}, [x](const Buffer<T>& dy) {
+    kernel::relu_backward(x.sink(), dy.data(), x.data(), x.size());
+  });
+  return y;
+}
+
+/// y = tanh(x)
+///
+///   Backward  dx = dy (1 - y^2)
+template <class T>
+Tensor<T> tanh(const Tensor<T>& x) {
+  const Tensor<T> y(x.shape());
+  kernel::tanh_forward(y.data(), x.data(), x.size());
+  y.record("tanh", {x}, [x, value = y.value()](const Buffer<T>& dy) {
+    kernel::tanh_backward(x.sink(), dy.data(), value.data(), x.size());
+  });
+  return y;
+}
+
+/// Softmax of every row.
+///
+///   y[n, d] = exp(x[n, d]) / sum over j of exp(x[n, j])
+///
+///   Shapes    x (..., D)  ->  y (..., D)
+///   Backward  dx = y * (dy - sum over j of dy[n, j] y[n, j])
+template <class T>
+Tensor<T> softmax(const Tensor<T>& x) {
+  const Tensor<T> y(x.shape());
+  const Index D = x.shape().last(), N = x.shape().num_rows();
+  kernel::softmax_forward(y.data(), x.data(), N, D);
+  y.record("softmax", {x}, [x, value = y.value(), N, D](const Buffer<T>& dy) {
+    kernel::softmax_backward(x.sink(), dy.data(), value.data(), N, D);
+  });
+  return y;
+}
+
+/// Sets each value to 0 with probability `fraction` and scales the others up.
+///
+///   y[i] = x[i] mask(i),   mask(i) = 0 if rng.uniform(i) < fraction, else 1 / (1 - fraction)
+///
+///   Errors    ValueError unless 0 <= fraction < 1
+///   Source    Srivastava et al., Dropout, JMLR 2014
+template <class T>
+Tensor<T> dropout(const Tensor<T>& x, double fraction, const Rng& rng) {
+  require<ValueError>(fraction >= 0 && fraction < 1, "dropout: the fraction must lie in [0, 1); got ",
+                      fraction);
+  if (fraction == 0) return x;
+  const DropoutMask<T> mask{rng, fraction};
+  const Tensor<T> y(x.shape());
+  kernel::dropout(Sink<T>{y.data(), false}, x.data(), mask, x.size());
+  y.record("dropout", {x}, [x, mask](const Buffer<T>& dy) {
+    kernel::dropout(x.sink(), dy.data(), mask, x.size());
+  });
+  return y;
+}
+
+/// Looks up rows of a table.
+///
+///   y[n, :] = table[id[n], :]
+///
+///   Shapes    id: N integers in [0, V), table (V, D)  ->  y (N, D)
+///   Backward  dtable[v, :] = sum over the n with id[n] = v, in order, of dy[n, :]
+///   Errors    ShapeError if the table is not (V, D); ValueError if an id is not in [0, V)
+template <class T>
+Tensor<T> embedding(const std::vector<std::int32_t>& id, const Tensor<T>& table) {
+  require<ShapeError>(table.shape().rank() == 2, "embedding: the table must be (V, D); got ",
+                      table.shape());
+  const Index N = static_cast<Index>(id.size()), V = table.shape()[0], D = table.shape()[1];
+  std::vector<std::int32_t> order, begin;  // the places of id, sorted by what they hold
+  for (Index n = 0; n < N; ++n) {
+    const std::int32_t v = id[static_cast<std::size_t>(n)];
+    require<ValueError>(0 <= v && v < V, "embedding: ids must lie in [0, ", V, "); got id[", n,
+                        "] = ", v);
+    order.push_back(static_cast<std::int32_t>(n));
+  }
+  const auto at = [&id](std::int32_t n) { return id[static_cast<std::size_t>(n)]; };
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return at(a) < at(b); });
+  for (std::size_t i = 0; i < order.size(); ++i)
+    if (i == 0 || at(order[i]) != at(order[i - 1])) begin.push_back(static_cast<std::int32_t>(i));
+  const Index num_used = static_cast<Index>(begin.size());
+  begin.push_back(static_cast<std::int32_t>(order.size()));
+
+  const Tensor<T> y(Shape{N, D});
+  const Buffer<std::int32_t> ids(id), places(order), begins(begin);
+  kernel::gather_rows(y.data(), table.data(), ids.data(), N, D);
+  y.record("embedding", {table}, [table, ids, places, begins, num_used, D](const Buffer<T>& dy) {
+    table.gradient();  // rows that no id names keep what they have, or 0
+    kernel::scatter_rows(table.sink(), dy.data(), ids.data(), places.data(), begins.data(),
+                         num_used, D);
+  });
+  return y;
+}
+
+/// y[b, t, d] = x[b, t, d] + block[t, d]: the same values for every sequence, as for positions.
+///
+///   Shapes    x (B, T, D), block (T, D)  ->  y (B, T, D)
+///   Backward  dx = dy,  dblock = sum over b of dy[b, :, :]
+///   Errors    ShapeError if the block is not as large as a sequence
+template <class T>
+Tensor<T> add_to_sequences(const Tensor<T>& x, const Tensor<T>& block) {
+  const Shape& s = x.shape();
+  require<ShapeError>(s.rank() == 3 && block.shape() == Shape({s[1], s[2]}),
+                      "add_to_sequences: x (B, T, D) and block (T, D) must fit; got ", s, ", ",
+                      block.shape());
+  const Tensor<T> y(s);
+  kernel::add_periodic(y.data(), x.data(), block.data(), block.size(), x.size());
+  y.record("add_to_sequences", {x, block}, [x, block](const Buffer<T>& dy) {
+    x.add_gradient(dy);
+    if (block.needs_gradient())
+      kernel::add_rows(block.sink(), dy.data(), x.shape()[0], block.size());
+  });
+  return y;
+}
+
+/// Concatenates along the tokens: y[b] = (a[b, 0], ..., a[b, Ta-1], b[b, 0], ..., b[b, Tb-1]).
+///
+///   Shapes    a (B, Ta, D), b (B, Tb, D)  ->  y (B, Ta + Tb, D)
+///   Errors    ShapeError if B or D differ
+template <class T>
+Tensor<T> concat_tokens(const Tensor<T>& a, const Tensor<T>& b) {
+  const Shape &s = a.shape(), &t = b.shape();
+  require<ShapeError>(s.rank() == 3 && t.rank() == 3 && s[0] == t[0] && s[2] == t[2],
+                      "concat_tokens: a and b must be (B, T, D) with one B and D; got ", s, ", ", t);
+  const Index B = s[0], Ta = s[1], Tb = t[1], D = s[2];
+  const Tensor<T> y(Shape{B, Ta + Tb, D});
+  const Sink<T> to{y.data(), false};
+  kernel::copy_tokens(to, Ta + Tb, 0, a.data(), Ta, 0, B, Ta, D);
+  kernel::copy_tokens(to, Ta + Tb, Ta, b.data(), Tb, 0, B, Tb, D);
+  y.record("concat_tokens", {a, b}, [a, b, B, Ta, Tb, D](const Buffer<T>& dy) {
+    if (a.needs_gradient())
+      kernel::copy_tokens(a.sink(), Ta, 0, dy.data(), Ta + Tb, 0, B, Ta, D);
+    if (b.needs_gradient())
+      kernel::copy_tokens(b.sink(), Tb, 0, dy.data(), Ta + Tb, Ta, B, Tb, D);
+  });
+  return y;
+}
+
+/// Puts one token before every sequence: `token` (D), or zeros without a gradient if left out.
+///
+///   Shapes    token (D) or left out, x (B, T, D)  ->  y (B, T + 1, D)
+///   Backward  dtoken = sum over b of dy[b, 0, :],  dx[b, t, :] = dy[b, t + 1, :]
+///   Errors    ShapeError if the token is not as wide as x
+template <class T>
+Tensor<T> prepend_token(const Tensor<T>& token, const Tensor<T>& x) {
+  const Shape& s = x.shape();
+  require<ShapeError>(s.rank() == 3 && (!token || token.shape() == Shape{s[2]}),
+                      "prepend_token: x must be (B, T, D) and the token (D); got ", s, ", ",
+                      (token ? token : x).shape());
+  const Index B = s[0], T_ = s[1], D = s[2];
+  const Tensor<T> y(Shape{B, T_ + 1, D});
+  kernel::repeat_row(y.data(), T_ + 1, token ? token.data() : nullptr, B, D);
+  kernel::copy_tokens(Sink<T>{y.data(), false}, T_ + 1, 1, x.data(), T_, 0, B, T_, D);
+  y.record("prepend_token", {token, x}, [token, x, B, T_, D](const Buffer<T>& dy) {
+    if (token && token.needs_gradient())
+      kernel::add_first_tokens(token.sink(), dy.data(), B, T_ + 1, D);
+    if (x.needs_gradient()) kernel::copy_tokens(x.sink(), T_, 0, dy.data(), T_ + 1, 1, B, T_, D);
+  });
+  return y;
+}
+
+/// The tokens first, ..., first + count - 1 of every sequence.
+///
+///   Shapes    x (B, T, D)  ->  y (B, count, D)
+///   Backward  dx = dy in these tokens, 0 in the others
+///   Errors    ShapeError if x is not (B, T, D); ValueError if the tokens are not in [0, T)
+template <class T>
+Tensor<T> slice_tokens(const Tensor<T>& x, Index first, Index count) {
+  const Shape& s = x.shape();
+  require<ShapeError>(s.rank() == 3, "slice_tokens: x must be (B, T, D); got ", s);
+  require<ValueError>(first >= 0 && count >= 0 && first <= s[1] - count,
+                      "slice_tokens: tokens must lie in [0, ", s[1], "); got ", first, " to ",
+                      first + count - 1);
+  const Index B = s[0], T_ = s[1], D = s[2];
+  const Tensor<T> y(Shape{B, count, D});
+  kernel::copy_tokens(Sink<T>{y.data(), false}, count, 0, x.data(), T_, first, B, count, D);
+  y.record("slice_tokens", {x}, [x, first, count, B, T_, D](const Buffer<T>& dy) {
+    x.gradient();  // the other tokens get 0
+    Sink<T> dx = x.sink();
+    kernel::copy_tokens(dx, T_, first, dy.data(), count, 0, B, count, D);
+  });
+  return y;
+}
+
+/// The mean over the tokens of every sequence.
+///
+///   Shapes    x (B, T, D)  ->  y (B, D)
+///   Backward  dx[b, t, :] = dy[b, :] / T
+template <class T>
+Tensor<T> mean_tokens(const Tensor<T>& x) {
+  const Shape& s = x.shape();
+  require<ShapeError>(s.rank() == 3 && s[1] > 0, "mean_tokens: x must be (B, T, D) with T > 0; got ",
+                      s);
+  const Index B = s[0], T_ = s[1], D = s[2];
+  const Tensor<T> y(Shape{B, D});
+  kernel::mean_tokens_forward(y.data(), x.data(), B, T_, D);
+  y.record("mean_tokens", {x}, [x, B, T_, D](const Buffer<T>& dy) {
+    kernel::mean_tokens_backward(x.sink(), dy.data(), B, T_, D);
+  });
+  return y;
+}
+
+namespace detail {
+
+/// How attention looks at its arrays: B sequences of H heads. The heads of q (B, T, H, Dh) are
+/// interleaved; scores are (B, H, T, S) with rows padded to S, a multiple of the lanes.
+struct AttentionShape {
+  Index B, T_, H, Dh;
+  Index D() const { return H * Dh; }
+  Index S() const { return (T_ + num_lanes - 1) / num_lanes * num_lanes; }
+  Index num_scores() const { return B * H * T_ * S(); }
+  template <class T> Matrix<T> heads(T* x) const { return {x, D(), T_ * D(), Dh}; }
+  template <class T> Matrix<T> scores(T* x) const { return {x, S(), H * T_ * S(), T_ * S()}; }
+
+  /// For every sequence and head: C = op(A) op(B) + beta C, where C is (rows, columns).
+  template <class T>
+  void multiply(bool transpose_a, bool transpose_b, Index columns, Index depth, Matrix<const T> A,
+                Matrix<const T> B_, T beta, Matrix<T> C) const {
+    gemm_batched(transpose_a, transpose_b, B, H, T_, columns, depth, A, B_, beta, C);
+  }
+};
+
+template <class T>
+Buffer<T> attention_probabilities(const Tensor<T>& q, const Tensor<T>& k,
+                                  const Buffer<std::uint8_t>& key_mask, AttentionShape a) {
+  const Buffer<T> p(a.num_scores());
+  const T *q_data = q.data(), *k_data = k.data();
+  a.multiply(false, true, a.T_, a.Dh, a.heads(q_data), a.heads(k_data), T(0), a.scores(p.data()));
+  kernel::attention_softmax(p.data(), key_mask.data(), T(1 / std::sqrt(double(a.Dh))), a.B, a.H,
+                            a.T_, a.S());
+  return p;
+}
+
+}  // namespace detail
+
+/// Scaled dot-product attention with H heads; head h owns the features h Dh, ..., (h+1) Dh - 1.
+///
+///   p[b, h, i, :] = softmax over j of  q[b, h, i, :] . k[b, h, j, :] / sqrt(Dh)
+///   y[b, h, i, :] = sum over j of  p[b, h, i, j] v[b, h, j, :]
+///
+/// Keys j with key_mask[b, j] = 0 are left out (their score is minus infinity); a sequence without
+/// any key gives 0. The probabilities are computed again in backward: at 197 tokens they would be
+/// three to four times as large as the result.
+///
+///   Shapes    q, k, v (B, T, D), key_mask (B, T) of 0 and 1 or left out  ->  y (B, T, D)
+///   Backward  dv = p^T dy,  dp = dy v^T,  ds = p * (dp - sum over j of dp p),
+///             dq = ds k / sqrt(Dh),  dk = ds^T q / sqrt(Dh)
+///   Errors    ShapeError if shapes differ, the mask does not fit, or H does not divide D
+///   Source    Vaswani et al., Attention Is All You Need, arXiv 1706.03762
+template <class T>
+Tensor<T> attention(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, Index heads,
+                    const Buffer<std::uint8_t>& key_mask = {}) {
+  const Shape& s = q.shape();
+  require<ShapeError>(s.rank() == 3 && k.shape() == s && v.shape() == s,
+                      "attention: q, k and v must be (B, T, D); got ", s, ", ", k.shape(), ", ",
+                      v.shape());
+  require<ShapeError>(heads > 0 && s[2] % heads == 0, "attention: the heads must divide D = ", s[2],
+                      "; got H = ", heads);
+  require<ShapeError>(key_mask.size() == 0 || key_mask.size() == s[0] * s[1],
+                      "attention: key_mask must have B * T = ", s[0] * s[1], " values; got ",
+                      key_mask.size());
+  const detail::AttentionShape a{s[0], s[1], heads, s[2] / heads};
+  const Tensor<T> y(s);
+  {
+    const Buffer<T> p = detail::attention_probabilities(q, k, key_mask, a);
+    const T *p_data = p.data(), *v_data = v.data();
+    a.multiply(false, false, a.Dh, a.T_, a.scores(p_data), a.heads(v_data), T(0), a.heads(y.data()));
+  }
+  y.record("attention", {q, k, v}, [q, k, v, key_mask, a](const Buffer<T>& dy_buffer) {
+    const Buffer<T> p_buffer = detail::attention_probabilities(q, k, key_mask, a);
+    const T *dy = dy_buffer.data(), *p = p_buffer.data();
+    const T *q_data = q.data(), *k_data = k.data(), *v_data = v.data();
+    if (v.needs_gradient()) {  // dv = p^T dy
+      const Sink<T> dv = v.sink();
+      a.multiply(true, false, a.Dh, a.T_, a.scores(p), a.heads(dy), dv.beta(), a.heads(dv.data));
+    }
+    const Buffer<T> ds_buffer(a.num_scores());  // first dp = dy v^T
+    a.multiply(false, true, a.T_, a.Dh, a.heads(dy), a.heads(v_data), T(0),
+               a.scores(ds_buffer.data()));
+    kernel::attention_softmax_backward(ds_buffer.data(), p, T(1 / std::sqrt(double(a.Dh))),
+                                       a.B * a.H * a.T_, a.T_, a.S());
+    const T* ds = ds_buffer.data();
+    if (q.needs_gradient()) {  // dq = ds k
+      const Sink<T> dq = q.sink();
+      a.multiply(false, false, a.Dh, a.T_, a.scores(ds), a.heads(k_data), dq.beta(),
+                 a.heads(dq.data));
+    }
+    if (k.needs_gradient()) {  // dk = ds^T q
+      const Sink<T> dk = k.sink();
+      a.multiply(true, false, a.Dh, a.T_, a.scores(ds), a.heads(q_data), dk.beta(),
+                 a.heads(dk.data));
+    }
+  });
+  return y;
+}
+
+// [9] LAYERS ======================================================================================
+
+/// A step of training: all that makes it random. Evaluation takes no such thing.
+struct Training {
+  Rng rng;
+  Index step;
+  Index micro_batch = 0;
+  /// The random stream for one purpose in one block of this step.
+  Rng stream(Purpose purpose, Index block) const {
+    return rng.for_purpose(purpose).at_block(block).at_step(step).at_micro_batch(micro_batch);
+  }
+};
+
+/// Dropout in training, nothing in evaluation (`training` is null).
+template <class T>
+Tensor<T> dropout_in(const Training* training, Purpose purpose, Index block, const Tensor<T>& x,
+                     double fraction) {
+  return training ? dropout(x, fraction, training->stream(purpose, block)) : x;
+}
+
+/// A tensor that is learned, under the name that it has in checkpoints. A name with "{}" is a stack:
+/// slice j of the tensor, along its first axis, is stored under the name with j in that place.
+template <class T>
+struct Parameter {
+  std::string name;
+  Tensor<T> tensor;
+  bool is_stack() const { return name.find("{}") != std::string::npos; }
+};
+
+/// Makes the parameters of a model and keeps the list of them. Initial values are a function of the
+/// seed and of the name. With `counts_only` it allocates nothing but adds up the sizes.
+template <class T>
+class ParameterSet {
+ public:
+  explicit ParameterSet(const Rng& rng, bool counts_only = false)
+      : rng_(rng.for_purpose(Purpose::initial_weight)), counts_only_(counts_only) {}
+
+  /// Uniform in (-a, a), a = sqrt(6 / (in + out)), for a weight (in, out) or a stack (E, in, out).
+  ///
+  ///   Source    Glorot, Bengio, AISTATS 2010
+  Tensor<T> glorot(const std::string& name, const Shape& shape) {
+    const double fans = double(shape[shape.rank() - 2] + shape.last());
+    const T a = T(std::sqrt(6 / fans));
+    return add(name, shape, [&] { return Tensor<T>::uniform(shape, rng_.named(name), -a, a); });
+  }
+  Tensor<T> normal(const std::string& name, const Shape& shape, double deviation) {
+    return add(name, shape, [&] {
+      return Tensor<T>::randn(shape, rng_.named(name), T(deviation));
+    });
+  }
+  Tensor<T> constant(const std::string& name, const Shape& shape, T value) {
+    return add(name, shape, [&] { return Tensor<T>::full(shape, value); });
+  }
+  const std::vector<Parameter<T>>& list() const { return list_; }
+  Index count() const { return count_; }
+
+ private:
+  template <class Make>
+  Tensor<T> add(const std::string& name, const Shape& shape, Make make) {
+    count_ += shape.num_values();
+    if (counts_only_) return {};
+    list_.push_back({name, make().require_gradient()});
+    return list_.back().tensor;
+  }
+  Rng rng_;
+  bool counts_only_;
+  Index count_ = 0;
+  std::vector<Parameter<T>> list_;
+};
+
+/// y = x w + b, with Glorot-uniform w (in, out) and b = 0.
+template <class T>
+struct Linear {
+  Tensor<T> weight, bias;
+  Linear() = default;
+  Linear(ParameterSet<T>& parameters, const std::string& name, Index in, Index out,
+         double bias_deviation = 0)
+      : weight(parameters.glorot(name + ".weight", {in, out})),
+        bias(parameters.normal(name + ".bias", {out}, bias_deviation)) {}
+  Tensor<T> operator()(const Tensor<T>& x) const { return linear(x, weight, bias); }
+};
+
+/// Layer normalisation with gamma = 1 (stored as weight) and beta = 0 (stored as bias).
+template <class T>
+struct LayerNorm {
+  Tensor<T> weight, bias;
+  LayerNorm() = default;
+  LayerNorm(ParameterSet<T>& parameters, const std::string& name, Index width)
+      : weight(parameters.constant(name + ".weight", {width}, T(1))),
+        bias(parameters.constant(name + ".bias", {width}, T(0))) {}
+  Tensor<T> operator()(const Tensor<T>& x, double eps) const {
+    return layer_norm(x, weight, bias, T(eps));
+  }
+};
+
+/// Multi-head self-attention: y = attention(x Wq + bq, x Wk + bk, x Wv + bv) Wo + bo.
+template <class T>
+struct Attention {
+  Linear<T> q, k, v, o;
+  Attention() = default;
+  Attention(ParameterSet<T>& parameters, const std::string& name, Index width)
+      : q(parameters, name + ".q", width, width), k(parameters, name + ".k", width, width),
+        v(parameters, name + ".v", width, width), o(parameters, name + ".o", width, width) {}
+  Tensor<T> operator()(const Tensor<T>& x, Index heads,
+                       const Buffer<std::uint8_t>& key_mask = {}) const {
+    return o(attention(q(x), k(x), v(x), heads, key_mask));
+  }
+};
+
+/// The dense feed-forward network: y = gelu(x W1 + b1) W2 + b2, dropout after each product.
+template <class T>
+struct FeedForward {
+  Linear<T> fc1, fc2;
+  FeedForward() = default;
+  FeedForward(ParameterSet<T>& parameters, const std::string& name, Index width, Index hidden)
+      : fc1(parameters, name + ".fc1", width, hidden, 1e-6),
+        fc2(parameters, name + ".fc2", hidden, width, 1e-6) {}
+  Tensor<T> operator()(const Tensor<T>& x, Gelu form, double dropout_fraction,
+                       const Training* training, Index block) const {
+    const Tensor<T> hidden = dropout_in(training, Purpose::hidden_dropout, block,
+                                        gelu(fc1(x), form), dropout_fraction);
+    return dropout_in(training, Purpose::output_dropout, block, fc2(hidden), dropout_fraction);
+  }
+};
+
+// [10] MIXTURE OF EXPERTS =========================================================================
+//
+//   MoE(x_n) = sum over kept k of  gate[n, k] * expert_{e(n, k)}(x_n)                       [eq 1]
+//
+// in five operations: the router scores every expert for every token; the K best are chosen; each
+// choice queues up for a slot of its expert, and is dropped if there is none left; the experts work
+// on what stands in their slots; the results go back to the tokens, weighted by the gates.
+
+/// The law of the noise on the router logits in training.
+///   none                   z
+///   one_over_experts       z + n / E,    n ~ N(0, 1)     the authors of WideNet, V-MoE
+///   one_over_experts_squared  z + n / E^2                Colossal-AI
+enum class RouterNoise { none, one_over_experts, one_over_experts_squared };
+
+/// Who is served first when an expert has fewer slots than choices.
+///   token_major         token 0 with all its choices, then token 1, ...
+///   choice_major        all first choices in order of tokens, then all second choices, ...
+///   batch_priority      as choice_major, with the tokens in order of their largest gate
+///   highest_gate        the choices in order of their gates
+///   random              the choices in an order drawn anew at every step
+enum class Priority { token_major, choice_major, batch_priority, highest_gate, random };
+
+/// How load and importance make up the balance loss of a block. With N tokens, choices counted
+/// before dropping, and P[e] = mean over n of p[n, e]:
+///   khot_over_k      E sum f P,  f[e] = choices of e / (N K)      the authors of WideNet    [eq 4]
+///   khot_sum         E sum f P,  f[e] = choices of e / N          Mixtral
+///   switch_top1      E sum f P,  f[e] = first choices of e / N    Switch, GShard, V-MoE, DeepSpeed
+///   after_drop       E sum f P,  f[e] = kept choices of e / all kept
+///   after_drop_both  the same, with the sum of p also divided by all kept        FastMoE
+///   importance           (deviation / mean)^2 of sum over n of p[n, e], divided by E    V-MoE
+///   importance_unbiased  the same, divided by E - 1                                     Tutel
+enum class BalanceRule {
+  khot_over_k, khot_sum, switch_top1, after_drop, after_drop_both, importance, importance_unbiased
+};
+
+enum class Rounding { floor, ceil };
+
+/// What implementations of mixtures of experts disagree about.
+struct Conventions {
+  RouterNoise noise = RouterNoise::one_over_experts;
+  Priority priority = Priority::token_major;
+  BalanceRule balance = BalanceRule::khot_over_k;
+  Rounding capacity_rounding = Rounding::floor;
+  Index unusable_slots = 0;  // 1: of C slots the last is never filled, as in the authors' code
+
+  /// The equations of the paper; what it leaves open as in its authors' code.
+  static Conventions paper() { return {}; }
+};
+
+/// The capacity of an expert, in integers.    [eq 3]
+///
+///   C = max(1, floor(factor K N / E))
+///
+///   Errors    ValueError if an argument is not positive
+///   Differs   the paper prints factor K N without the division, which would never drop anything
+inline Index expert_capacity(Rational factor, Index K, Index N, Index E,
+                             Rounding rounding = Rounding::floor) {
+  require<ValueError>(factor.numerator > 0 && factor.denominator > 0 && K > 0 && N > 0 && E > 0,
+                      "expert_capacity: factor, K, N and E must be positive; got ", factor, ", ", K,
+                      ", ", N, ", ", E);
+  const Index above = factor.numerator * K * N, below = factor.denominator * E;
+  return std::max<Index>(1, (above + (rounding == Rounding::ceil ? below - 1 : 0)) / below);
+}
+
+/// Where the N*K choices of a block go. Choice k of token n stands in slot[n*K + k] of expert
+/// expert[n*K + k], or has slot -1 if it was dropped. No two choices share a slot. The arrays stay
+/// where they were made; to_vector() copies one out.
+template <class T>
+struct Routing {
+  Index N = 0, K = 0, E = 0;
+  Index C = 0;                             // slots of an expert, as a buffer
+  Tensor<T> logits, probabilities;         // (N, E)
+  Buffer<T> noise;                         // (N, E), empty in evaluation
+  Tensor<T> gate;                          // (N, K)
+  Buffer<std::int32_t> expert, slot;       // (N, K)
+  Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
+  Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
+  Buffer<T> importance;                    // (E): sum over n of p[n, e]
+
+  std::vector<bool> dropped() const {
+    std::vector<bool> result;
+    for (const std::int32_t s : slot.to_vector()) result.push_back(s < 0);
+    return result;
+  }
+  double dropped_fraction() const {
+    Index total = 0;
+    for (const std::int32_t k : kept.to_vector()) total += k;
+    return N * K == 0 ? 0 : 1 - double(total) / double(N * K);
+  }
+};
+
+/// Choices and noise from elsewhere, in place of the router's own: to gradcheck with a frozen
+/// routing, or to run these experts with another implementation's decisions.
+template <class T>
+struct Replay {
+  struct Choices {
+    Buffer<std::int32_t> expert, slot;  // (N, K)
+  };
+  std::vector<Choices> choices;  // one per routing block, or empty
+  std::vector<Buffer<T>> noise;  // (N, E), one per routing block, or empty
+
+  static Replay of(const std::vector<Routing<T>>& routings) {
+    Replay replay;
+    for (const Routing<T>& r : routings) {
+      replay.choices.push_back({r.expert, r.slot});
+      replay.noise.push_back(r.noise);
+    }
+    return replay;
+  }
+};
+
+/// Everything that `route` needs to know but the tensors.
+struct RouteOptions {
+  Index K = 2;
+  Rational capacity_factor{6, 5};
+  Conventions conventions;
+};
+
+/// Router logits: z = x w, without bias. Every logit is one chain of fused multiply-adds over d, in
+/// order, on the CPU and on the GPU, so that no choice depends on who multiplies.
+///
+///   Shapes    x (N, D), w (D, E)  ->  z (N, E)
+///   Source    authors' code; the paper's f(x)
+///   Differs   HF Switch and others compute it in float whatever the model's type; some add a bias
+template <class T>
+Tensor<T> router_logits(const Tensor<T>& x, const Tensor<T>& w) {
+  const Shape &s = x.shape(), &t = w.shape();
+  require<ShapeError>(s.rank() == 2 && t.rank() == 2 && s[1] == t[0],
+                      "router_logits: x (N, D) and w (D, E) must share D; got ", s, ", ", t);
+  const Index N = s[0], D = s[1], E = t[1];
+  const Tensor<T> z(Shape{N, E});
+  gemm_in_order(N, E, D, x.data(), w.data(), z.data());
+  z.record("router_logits", {x, w}, [x, w, N, D, E](const Buffer<T>& dz) {
+    if (x.needs_gradient()) {
+      const Sink<T> dx = x.sink();
+      gemm(false, true, N, D, E, dz.data(), E, w.data(), E, dx.beta(), dx.data, D);
+    }
+    if (w.needs_gradient()) {
+      const Sink<T> dw = w.sink();
+      gemm(true, false, D, E, N, x.data(), D, dz.data(), E, dw.beta(), dw.data, E);
+    }
+  });
+  return z;
+}
+
+/// p = softmax(z + noise) row by row; no gradient flows to the noise.    [eq 2]
+///
+///   Shapes    z (N, E), noise N*E values or none  ->  p (N, E)
+///   Backward  dz = p (dp - sum over e of dp p)
+template <class T>
+Tensor<T> router_probabilities(const Tensor<T>& z, const Buffer<T>& noise = {}) {
+  require<ShapeError>(z.shape().rank() == 2 && (noise.size() == 0 || noise.size() == z.size()),
+                      "router_probabilities: logits must be (N, E) and noise as large; got ",
+                      z.shape(), ", ", noise.size(), " values");
+  const Index N = z.shape()[0], E = z.shape()[1];
+  const Tensor<T> p(z.shape());
+  kernel::router_probabilities(p.data(), z.data(), noise.data(), N, E);
+  p.record("router_probabilities", {z}, [z, value = p.value(), N, E](const Buffer<T>& dp) {
+    kernel::softmax_backward(z.sink(), dp.data(), value.data(), N, E);
+  });
+  return p;
+}
+
+/// gate[n, k] = p[n, expert[n, k]], not renormalised.    [eq 2]
+///
+///   Shapes    p (N, E), expert N*K integers in [0, E)  ->  gate (N, K)
+///   Backward  dp[n, e] = dgate[n, k] where e was choice k of n, 0 elsewhere
+///   Differs   Mixtral, Mesh TF and Tutel divide by the sum over k; with K = 1 that gate is always
+///             1, and the router gets no gradient from the task
+template <class T>
+Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, Index K) {
+  const Index N = p.shape()[0], E = p.shape()[1];
+  require<ShapeError>(expert.size() == N * K, "select_gates: there must be N * K = ", N * K,
+                      " choices; got ", expert.size());
+  const Tensor<T> gate(Shape{N, K});
+  kernel::select_forward(gate.data(), p.data(), expert.data(), N, E, K);
+  gate.record("select_gates", {p}, [p, expert, N, E, K](const Buffer<T>& dgate) {
+    kernel::select_backward(p.sink(), dgate.data(), expert.data(), N, E, K);
+  });
+  return gate;
+}
+
+namespace detail {
+
+/// The order in which choices are served, or an empty buffer if it is that of their numbers.
+template <class T>
+Buffer<std::int32_t> order_of_priority(Priority priority, const Routing<T>& r, const Rng* rng) {
+  if (priority == Priority::token_major) return {};
+  const Buffer<std::int32_t> order(r.N * r.K);
+  const bool by_token = priority == Priority::choice_major || priority == Priority::batch_priority;
+  const Index n = by_token ? r.N : r.N * r.K;
+  const Buffer<T> key(n);
+  if (priority == Priority::choice_major || (priority == Priority::random && !rng))
+    kernel::fill(key.data(), T(0), n);
+  else if (priority == Priority::batch_priority)
+    kernel::first_gates(key.data(), r.gate.data(), r.N, r.K);
+  else if (priority == Priority::highest_gate)
+    copy(key.data(), r.gate.data(), static_cast<std::size_t>(n) * sizeof(T));
+  else
+    kernel::fill_uniform(key.data(), *rng, T(0), T(1), n);
+  if (!by_token) return kernel::order_by_key(order.data(), key.data(), n), order;
+  const Buffer<std::int32_t> tokens(n);
+  kernel::order_by_key(tokens.data(), key.data(), n);
+  kernel::order_choices_of(order.data(), tokens.data(), r.N, r.K);
+  return order;
+}
+
+}  // namespace detail
+
+namespace detail {
+
+/// A replay comes from outside: its experts and slots must exist, and no slot be used twice.
+template <class T>
+void require_valid_choices(const typename Replay<T>::Choices& choices, const Routing<T>& r) {
+  const std::vector<std::int32_t> expert = choices.expert.to_vector();
+  const std::vector<std::int32_t> slot = choices.slot.to_vector();
+  std::vector<bool> is_used(static_cast<std::size_t>(r.E * r.C));
+  for (std::size_t i = 0; i < expert.size(); ++i) {
+    require<ValueError>(0 <= expert[i] && expert[i] < r.E && -1 <= slot[i] && slot[i] < r.C,
+                        "route: replayed choices must have expert in [0, ", r.E,
+                        ") and slot in [-1, ", r.C, "); got expert ", expert[i], ", slot ", slot[i],
+                        " for choice ", i);
+    if (slot[i] < 0) continue;
+    const std::size_t at = static_cast<std::size_t>(expert[i] * r.C + slot[i]);
+    require<ValueError>(!is_used[at], "route: no two replayed choices may share a slot; got expert ",
+                        expert[i], ", slot ", slot[i], " twice");
+    is_used[at] = true;
+  }
+}
+
+}  // namespace detail
+
+/// Chooses experts and assigns slots, given the router's logits.
+///
+///   p = softmax(logits + noise);  e(n, k) = the k-th largest of p[n, :], ties to the lower index
+///   slot(n, k) = number of choices of e(n, k) served before (n, k), or -1 if that is >= C  [eq 3]
+///
+///   Shapes    logits (N, E), noise N*E values or none
+///   Errors    ShapeError if logits are not (N, E); ValueError unless 1 <= K <= E and N >= 1
+///   Source    authors' code; V-MoE, vmoe/moe.py
+template <class T>
+Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buffer<T>& noise = {},
+                 const Rng* priority_rng = nullptr,
+                 const typename Replay<T>::Choices* replay = nullptr) {
+  require<ShapeError>(logits.shape().rank() == 2, "route: logits must be (N, E); got ",
+                      logits.shape());
+  Routing<T> r;
+  r.N = logits.shape()[0], r.E = logits.shape()[1], r.K = options.K;
+  require<ValueError>(1 <= r.K && r.K <= r.E && r.N >= 1,
+                      "route: 1 <= K <= E and N >= 1 must hold; got K = ", r.K, ", E = ", r.E,
+                      ", N = ", r.N);
+  const Conventions& rules = options.conventions;
+  const Index capacity =
+      expert_capacity(options.capacity_factor, r.K, r.N, r.E, rules.capacity_rounding);
+  const Index usable = std::max<Index>(0, capacity - rules.unusable_slots);
+  r.C = std::min(capacity, r.N);  // an expert gets each token at most once
+  r.logits = logits;
+  r.noise = noise;
+  r.probabilities = router_probabilities(logits, noise);
+  r.choice_of_slot = Buffer<std::int32_t>(r.E * r.C);
+  r.load = Buffer<std::int32_t>(r.E), r.kept = Buffer<std::int32_t>(r.E);
+  if (replay) {
+    require<ShapeError>(replay->expert.size() == r.N * r.K && replay->slot.size() == r.N * r.K,
+                        "route: a replay must have N * K = ", r.N * r.K, " choices; got ",
+                        replay->expert.size(), " experts, ", replay->slot.size(), " slots");
+    detail::require_valid_choices<T>(*replay, r);
+    r.expert = replay->expert, r.slot = replay->slot;
+    r.gate = select_gates(r.probabilities, r.expert, r.K);
+    kernel::replay_slots(r.choice_of_slot.data(), r.load.data(), r.kept.data(), r.expert.data(),
+                         r.slot.data(), r.N * r.K, r.E, r.C);
+  } else {
+    r.expert = Buffer<std::int32_t>(r.N * r.K), r.slot = Buffer<std::int32_t>(r.N * r.K);
+    kernel::top_k(r.expert.data(), r.probabilities.data(), r.N, r.E, r.K);
+    r.gate = select_gates(r.probabilities, r.expert, r.K);
+    const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
+    kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
+                         r.expert.data(), order.data(), r.N * r.K, r.E, r.C,
+                         std::min(usable, r.C));
+  }
+  r.importance = Buffer<T>(r.E);
+  kernel::add_rows(Sink<T>{r.importance.data(), false}, r.probabilities.data(), r.N, r.E);
+  return r;
+}
+
+/// The balance loss of one routing; 1 if the load is perfectly balanced (khot_over_k).    [eq 4]
+///
+///   l = E * sum over e of  m[e] P[e],   m[e] = choices of e before dropping / (N K),
+///                                       P[e] = mean over n of p[n, e]
+///
+///   Backward  dp[n, e] = E m[e] / N: no gradient flows through m
+///   Source    authors' code; Switch, arXiv 2101.03961, equation 4
+template <class T>
+Tensor<T> balance_loss(const Routing<T>& r, BalanceRule rule = BalanceRule::khot_over_k) {
+  const Tensor<T> loss(Shape{});
+  const Buffer<T> slope(r.E);
+  const Index N = r.N, E = r.E;
+  const auto forward = [&](const Buffer<std::int32_t>& count, Index total, Index tokens) {
+    kernel::balance_forward(loss.data(), slope.data(), count.data(), r.importance.data(), total,
+                            tokens, E);
+  };
+  switch (rule) {
+    case BalanceRule::khot_over_k: forward(r.load, N * r.K, N); break;
+    case BalanceRule::khot_sum: forward(r.load, N, N); break;
+    case BalanceRule::switch_top1: {
+      const Buffer<std::int32_t> first(E);
+      kernel::count_first_choices(first.data(), r.expert.data(), N, E, r.K);
+      forward(first, N, N);
+      break;
+    }
+    case BalanceRule::after_drop: forward(r.kept, 0, N); break;
+    case BalanceRule::after_drop_both: forward(r.kept, 0, 0); break;
+    case BalanceRule::importance:
+    case BalanceRule::importance_unbiased:
+      kernel::importance_forward(loss.data(), slope.data(), r.importance.data(),
+                                 rule == BalanceRule::importance ? 0 : 1, E);
+      break;
+  }
+  const Tensor<T> p = r.probabilities;
+  loss.record("balance_loss", {p}, [p, slope, N, E](const Buffer<T>& dloss) {
+    kernel::balance_backward(p.sink(), dloss.data(), slope.data(), N, E);
+  });
+  return loss;
+}
+
+/// Dispatch: brings the tokens to the slots of the experts that they chose.
+///
+///   slots[e, c, :] = x[n, :]  for the choice (n, k) that stands in slot c of expert e; 0 if none
+///
+///   Shapes    x (N, D), routing N x K over E x C  ->  slots (E, C, D)
+///   Backward  dx[n, :] = sum over kept k of  dslots[e(n, k), c(n, k), :]
+///   Errors    ShapeError if x disagrees with the routing
+///   Differs   Mesh TF multiplies with a one-hot (N, E, C) array; same result
+template <class T>
+Tensor<T> dispatch(const Tensor<T>& x, const Routing<T>& r) {
+  require<ShapeError>(x.shape().rank() == 2 && x.shape()[0] == r.N,
+                      "dispatch: x must be (N, D) with N = ", r.N, "; got ", x.shape());
+  const Index D = x.shape()[1], N = r.N, K = r.K, E = r.E, C = r.C;
+  const Buffer<std::int32_t> expert = r.expert, slot = r.slot, choice = r.choice_of_slot;
+  const Tensor<T> slots(Shape{E, C, D});
+  const T* no_gate = nullptr;
+  kernel::to_slots(Sink<T>{slots.data(), false}, x.data(), no_gate, choice.data(), E * C, K, D);
+  slots.record("dispatch", {x}, [x, expert, slot, N, K, C, D](const Buffer<T>& dslots) {
+    const T* none = nullptr;
+    kernel::from_slots(x.sink(), dslots.data(), none, expert.data(), slot.data(), N, K, C, D);
+  });
+  slots.set_restore([x, choice, E, K, C, D] {
+    const Buffer<T> value(E * C * D);
+    const T* none = nullptr;
+    kernel::to_slots(Sink<T>{value.data(), false}, x.data(), none, choice.data(), E * C, K, D);
+    return value;
+  });
+  return slots;
+}
+
+/// Dropout inside the experts: of the hidden units and of the results.
+template <class T>
+struct ExpertDropout {
+  DropoutMask<T> hidden, output;
+  bool is_on = false;
+};
+
+/// The experts: expert e sends the rows in its slots through its own two-layer network.
+///
+///   h = x w1[e] + b1[e],   y = gelu(h) w2[e] + b2[e]        for the filled slots of e; else 0
+///
+/// Only rows that are there are multiplied. Of all that is as large as the hidden layer only h is
+/// kept; gelu(h) is computed again in backward.
+///
+///   Shapes    x (E, C, D), w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D)  ->  y (E, C, D)
+///   Backward  dg = dy w2^T,  dh = dg gelu'(h),  dx = dh w1^T,  dw2 = gelu(h)^T dy,  dw1 = x^T dh,
+///             db2 = sum of dy,  db1 = sum of dh, over the filled slots of each expert
+///   Errors    ShapeError if the shapes do not fit together
+///   Differs   the authors' code applies GELU to y, too; the paper's FFN does not
+template <class T>
+Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, const Tensor<T>& w2,
+                  const Tensor<T>& b2, const Routing<T>& r, Gelu form = Gelu::tanh,
+                  const ExpertDropout<T>& drop = {}) {
+  const Index E = r.E, C = r.C, D = x.shape().last(), F = b1.shape().last();
+  require<ShapeError>(x.shape() == Shape({E, C, D}), "experts: x must be (E, C, D) with E = ", E,
+                      ", C = ", C, "; got ", x.shape());
+  require<ShapeError>(w1.shape() == Shape({E, D, F}) && b1.shape() == Shape({E, F}) &&
+                          w2.shape() == Shape({E, F, D}) && b2.shape() == Shape({E, D}),
+                      "experts: w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D) must fit E = ", E,
+                      ", D = ", D, "; got ", w1.shape(), ", ", b1.shape(), ", ", w2.shape(), ", ",
+                      b2.shape());
+  const Buffer<std::int32_t> kept = r.kept, choice = r.choice_of_slot;
+  const auto in = [=](const T* p, Index width) { return Matrix<const T>{p, width, C * width}; };
+  const auto out = [=](T* p, Index width) { return Matrix<T>{p, width, C * width}; };
+  const auto weight = [](const Tensor<T>& w) {
+    return Matrix<const T>{w.data(), w.shape()[2], w.shape()[1] * w.shape()[2]};
+  };
+  const auto row = [](const Tensor<T>& b) {
+    return Matrix<const T>{b.data(), b.shape()[1], b.shape()[1]};
+  };
+  const Buffer<T> h(E * C * F);
+  const Tensor<T> y(x.shape());
+  gemm_grouped(false, false, E, C, F, D, in(x.data(), D), weight(w1), T(0), out(h.data(), F),
+               row(b1), kept.data());
+  {
+    const Buffer<T> g(E * C * F);
+    kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
+    if (drop.is_on)
+      kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
+    gemm_grouped(false, false, E, C, D, F, in(g.data(), F), weight(w2), T(0), out(y.data(), D),
+                 row(b2), kept.data());
+  }
+  if (drop.is_on)
+    kernel::expert_dropout(y.data(), choice.data(), kept.data(), drop.output, E, C, D);
+  else
+    kernel::clear_empty_slots(y.data(), kept.data(), E, C, D);
+
+  y.record("experts", {x, w1, b1, w2, b2}, [=](const Buffer<T>& dy_given) {
+    Buffer<T> dy = dy_given;
+    if (drop.is_on) {
+      dy = dy_given.clone();
+      kernel::expert_dropout(dy.data(), choice.data(), kept.data(), drop.output, E, C, D);
+    }
+    const Matrix<const T> no_bias{nullptr, 0};
+    const T* dy_data = dy.data();
+    if (b2.needs_gradient()) kernel::add_slots(b2.sink(), dy_data, kept.data(), E, C, D);
+    {
+      const Buffer<T> g(E * C * F);
+      kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
+      if (drop.is_on)
+        kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
+      if (w2.needs_gradient()) {
+        const Sink<T> dw2 = w2.sink();
+        gemm_grouped(true, false, E, F, D, C, in(g.data(), F), in(dy_data, D), dw2.beta(),
+                     Matrix<T>{dw2.data, D, F * D}, no_bias, kept.data());
+      }
+    }
+    const Buffer<T> dh(E * C * F);  // first dg
+    gemm_grouped(false, true, E, C, F, D, in(dy_data, D), weight(w2), T(0), out(dh.data(), F),
+                 no_bias, kept.data());
+    if (drop.is_on)
+      kernel::expert_dropout(dh.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
+    kernel::expert_gelu_backward(dh.data(), h.data(), kept.data(), form, E, C, F);
+    if (b1.needs_gradient()) {
+      const T* dh_data = dh.data();
+      kernel::add_slots(b1.sink(), dh_data, kept.data(), E, C, F);
+    }
+    if (w1.needs_gradient()) {
+      const Sink<T> dw1 = w1.sink();
+      gemm_grouped(true, false, E, D, F, C, in(x.data(), D), in(dh.data(), F), dw1.beta(),
+                   Matrix<T>{dw1.data, F, D * F}, no_bias, kept.data());
+    }
+    if (x.needs_gradient()) {
+      const Sink<T> dx = x.sink();
+      gemm_grouped(false, true, E, C, D, F, in(dh.data(), F), weight(w1), dx.beta(),
+                   out(dx.data, D), no_bias, kept.data());
+      if (!dx.adds) kernel::clear_empty_slots(dx.data, kept.data(), E, C, D);
+    }
+  });
+  return y;
+}
+
+/// Combine: sends the results of the experts back to their tokens, weighted by the gates.    [eq 1]
+///
+///   y[n, :] = sum over kept k of  gate[n, k] * slots[e(n, k), c(n, k), :]
+///
+/// A token that lost all its choices gets 0, and the residual connection passes it on unchanged.
+///
+///   Shapes    slots (E, C, D), gate (N, K), routing N x K over E x C  ->  y (N, D)
+///   Backward  dgate[n, k]     = dot(dy[n, :], slots[e, c, :])    zero where dropped
+///             dslots[e, c, :] = gate[n, k] * dy[n, :]            zero in empty slots
+///   Errors    ShapeError if slots or gate disagrees with the routing
+///   Source    V-MoE, vmoe/moe.py, ExpertIndicesDispatcher.combine
+template <class T>
+Tensor<T> combine(const Tensor<T>& slots, const Tensor<T>& gate, const Routing<T>& r) {
+  const Shape &s = slots.shape(), gate_shape = {r.N, r.K};
+  require<ShapeError>(s.rank() == 3 && s[0] == r.E && s[1] == r.C,
+                      "combine: slots must be (E, C, D) with E = ", r.E, ", C = ", r.C, "; got ", s);
+  require<ShapeError>(gate.shape() == gate_shape, "combine: gate must be (N, K) = ", gate_shape,
+                      "; got ", gate.shape());
+  const Index D = s[2], N = r.N, K = r.K, E = r.E, C = r.C;
+  const Buffer<std::int32_t> expert = r.expert, slot = r.slot, choice = r.choice_of_slot;
+  const Tensor<T> y(Shape{N, D});
+  const T* gates = gate.data();
+  kernel::from_slots(Sink<T>{y.data(), false}, slots.data(), gates, expert.data(), slot.data(), N,
+                     K, C, D);
+  y.record("combine", {slots, gate}, [=](const Buffer<T>& dy) {
+    if (gate.needs_gradient())
+      kernel::gate_backward(gate.sink(), dy.data(), slots.data(), expert.data(), slot.data(), N * K,
+                            K, C, D);
+    if (slots.needs_gradient()) {
+      const T* g = gate.data();
+      kernel::to_slots(slots.sink(), dy.data(), g, choice.data(), E * C, K, D);
+    }
+  });
+  return y;
+}
+
+/// The router of a model or block: w (D, E), Glorot uniform, no bias.
+template <class T>
+struct Router {
+  Tensor<T> weight;
+  Router() = default;
+  Router(ParameterSet<T>& parameters, const std::string& name, Index width, Index num_experts)
+      : weight(parameters.glorot(name + ".weight", {width, num_experts})) {}
+};
+
+/// A set of E experts; expert j is slice j of each tensor.
+template <class T>
+struct Experts {
+  Tensor<T> fc1_weight, fc1_bias, fc2_weight, fc2_bias;
+  Experts() = default;
+  Experts(ParameterSet<T>& parameters, const std::string& name, Index num_experts, Index width,
+          Index hidden)
+      : fc1_weight(parameters.glorot(name + ".{}.fc1.weight", {num_experts, width, hidden})),
+        fc1_bias(parameters.normal(name + ".{}.fc1.bias", {num_experts, hidden}, 1e-6)),
+        fc2_weight(parameters.glorot(name + ".{}.fc2.weight", {num_experts, hidden, width})),
+        fc2_bias(parameters.normal(name + ".{}.fc2.bias", {num_experts, width}, 1e-6)) {}
+  Tensor<T> operator()(const Tensor<T>& slots, const Routing<T>& routing, Gelu form,
+                       const ExpertDropout<T>& drop) const {
+    return experts(slots, fc1_weight, fc1_bias, fc2_weight, fc2_bias, routing, form, drop);
+  }
+};
+
+/// The noise on the logits of one block: deviation * N(0, 1), the deviation set by the convention.
+template <class T>
+Buffer<T> router_noise(RouterNoise law, Index N, Index E, const Rng& rng) {
+  if (law == RouterNoise::none) return {};
+  const double one_over = 1 / double(E);
+  const Buffer<T> noise(N * E);
+  kernel::fill_normal(noise.data(), rng,
+                      T(law == RouterNoise::one_over_experts ? one_over : one_over * one_over),
+                      N * E);
+  return noise;
+}
+
+// [11] ENCODER ====================================================================================
+//
+//   x = x + attention(LN_i^att(x)),   x = x + MoE(LN_i^moe(x))        for block i = 0, ..., L-1 [eq 6]
+//
+// WideNet shares attention, router and experts among the blocks; each block has its own two
+// LayerNorms. Every other system of the paper is this encoder with other switches.
+
+/// One encoder: every system of the paper is a value of this struct.
+struct EncoderConfig {
+  Index width = 32;            // D
+  Index heads = 4;             // H
+  Index blocks = 3;            // L
+  Index experts = 4;           // E; 0: no mixture of experts, every block has a dense FFN
+  Index top_k = 2;             // K
+  Index expert_hidden = 64;    // F of an expert
+  Index dense_hidden = 64;     // F of a dense FFN
+  Index moe_blocks = -1;       // how many blocks, the last ones, have experts; -1: all
+  Index routing_groups = -1;   // blocks that route; the others reuse the routing of the one before
+                               // them, in groups of equal depth; -1: every block routes
+  Rational capacity_factor{6, 5};
+  bool share_attention = true, share_router = true, share_experts = true, share_layer_norm = false;
+  bool is_pre_norm = true;     // false: x = LN(x + f(x)), without a final LayerNorm
+  bool has_final_norm = true;  // of a pre-norm encoder
+  double layer_norm_eps = 1e-6;
+  Gelu gelu = Gelu::tanh;
+  double dropout = 0;
+  Conventions conventions;
+  bool recomputes_blocks = false;  // keep only the inputs of blocks; compute the rest again
+
+  Index num_moe_blocks() const { return experts == 0 ? 0 : moe_blocks < 0 ? blocks : moe_blocks; }
+  bool is_moe(Index block) const { return block >= blocks - num_moe_blocks(); }
+  /// Whether this block computes a routing of its own: the first of its group does.
+  bool routes(Index block) const {
+    if (!is_moe(block)) return false;
+    const Index M = num_moe_blocks(), i = block - (blocks - M);
+    const Index groups = routing_groups < 0 ? M : routing_groups;
+    return i == 0 || i * groups / M != (i - 1) * groups / M;
+  }
+
+  /// What is wrong, one line each; nothing if the configuration names a model.
+  std::vector<std::string> violations() const {
+    std::vector<std::string> found;
+    const auto check = [&found](bool holds, const std::string& rule, auto... got) {
+      if (holds) return;
+      std::ostringstream line;
+      line << rule << "; got ";
+      const char* separator = "";
+      ((line << separator << got, separator = ", "), ...);
+      found.push_back(line.str());
+    };
+    check(width > 0 && heads > 0 && blocks > 0, "width, heads and blocks must be positive", width,
+          heads, blocks);
+    check(heads <= 0 || width % heads == 0, "heads must divide width", heads, width);
+    check(experts >= 0, "experts must not be negative", experts);
+    check(experts <= 0 || (1 <= top_k && top_k <= experts), "top_k must lie in [1, experts]", top_k,
+          experts);
+    check(experts <= 0 || expert_hidden > 0, "expert_hidden must be positive", expert_hidden);
+    check(num_moe_blocks() >= blocks || dense_hidden > 0, "dense_hidden must be positive",
+          dense_hidden);
+    check(-1 <= moe_blocks && moe_blocks <= blocks, "moe_blocks must lie in [-1, blocks]",
+          moe_blocks, blocks);
+    check(routing_groups == -1 || (1 <= routing_groups && routing_groups <= num_moe_blocks()),
+          "routing_groups must be -1 or lie in [1, number of MoE blocks]", routing_groups,
+          num_moe_blocks());
+    check(capacity_factor.numerator > 0 && capacity_factor.denominator > 0,
+          "capacity_factor must be positive", capacity_factor);
+    check(layer_norm_eps > 0, "layer_norm_eps must be positive", layer_norm_eps);
+    check(dropout >= 0 && dropout < 1, "dropout must lie in [0, 1)", dropout);
+    check(!recomputes_blocks || routing_groups < 0,
+          "recomputes_blocks needs every block to route for itself: routing_groups must be -1",
+          routing_groups);
+    return found;
+  }
+};
+
+namespace detail {
+
+/// Throws one ConfigError that lists all violations.
+inline void require_no_violations(const char* what, const std::vector<std::string>& found) {
+  std::string all;
+  for (const std::string& line : found) all += "\n  " + line;
+  require<ConfigError>(found.empty(), what, ": the configuration must name a model", all);
+}
+
+}  // namespace detail
+
+/// What the encoder gives back: tokens, and what its routers did.
+template <class T>
+struct EncoderOutput {
+  Tensor<T> tokens;                        // (B, T, D)
+  Tensor<T> balance_loss;                  // the sum over all routings, a scalar; 0 without MoE
+  std::vector<Tensor<T>> balance_losses;   // one per routing
+  std::vector<Routing<T>> routings;        // one per routing
+};
+
+/// The encoder with its parameters: one set of each shared layer, or one per block.
+template <class T>
+class Encoder {
+ public:
+  Encoder(const EncoderConfig& config, ParameterSet<T>& parameters) : config_(config) {
+    const Index L = config.blocks, D = config.width, first_moe = L - config.num_moe_blocks();
+    const auto name = [](bool is_shared, Index block, const char* layer) {
+      return (is_shared ? "shared." : "blocks." + std::to_string(block) + ".") + layer;
+    };
+    for (Index i = 0; i < (config.share_attention ? 1 : L); ++i)
+      attention_.emplace_back(parameters, name(config.share_attention, i, "attn"), D);
+    for (Index i = 0; i < (config.share_experts ? std::min<Index>(1, first_moe) : first_moe); ++i)
+      ffn_.emplace_back(parameters, name(config.share_experts, i, "ffn"), D, config.dense_hidden);
+    for (Index i = first_moe; i < L; ++i) {
+      if (config.routes(i) && (router_.empty() || !config.share_router))
+        router_.emplace_back(parameters, name(config.share_router, i, "moe.router"), D,
+                             config.experts);
+      if (experts_.empty() || !config.share_experts)
+        experts_.emplace_back(parameters, name(config.share_experts, i, "moe.experts"),
+                              config.experts, D, config.expert_hidden);
+    }
+    for (Index i = 0; i < (config.share_layer_norm ? 1 : L); ++i) {
+      norm1_.emplace_back(parameters, name(config.share_layer_norm, i, "norm1"), D);
+      norm2_.emplace_back(parameters, name(config.share_layer_norm, i, "norm2"), D);
+    }
+    if (config.is_pre_norm && config.has_final_norm)
+      final_norm_ = LayerNorm<T>(parameters, "norm", D);
+  }
+
+  /// x (B, T, D) -> tokens (B, T, D). `training` is null in evaluation.
+  EncoderOutput<T> forward(Tensor<T> x, const Training* training, const Replay<T>& replay,
+                           const Buffer<std::uint8_t>& key_mask = {}) const {
+    EncoderOutput<T> out;
+    const std::size_t routings = static_cast<std::size_t>(num_routings());
+    require<ShapeError>(replay.choices.empty() || replay.choices.size() == routings,
+                        "Encoder: a replay must have choices for ", routings, " routings; got ",
+                        replay.choices.size());
+    require<ShapeError>(replay.noise.empty() || replay.noise.size() == routings,
+                        "Encoder: a replay must have noise for ", routings, " routings; got ",
+                        replay.noise.size());
+    for (Index i = 0; i < config_.blocks; ++i) {
+      x = attend(x, i, training, key_mask);
+      x = feed_forward(x, i, training, replay, out);
+    }
+    out.tokens = final_norm_.weight ? final_norm_(x, config_.layer_norm_eps) : x;
+    for (const Tensor<T>& loss : out.balance_losses)
+      out.balance_loss = out.balance_loss ? out.balance_loss + loss : loss;
+    if (!out.balance_loss) out.balance_loss = Tensor<T>::zeros({});
+    return out;
+  }
+
+  Index num_routings() const {
+    Index count = 0;
+    for (Index i = 0; i < config_.blocks; ++i) count += config_.routes(i) ? 1 : 0;
+    return count;
+  }
+
+ private:
+  template <class Layer> static const Layer& of_block(const std::vector<Layer>& layers, Index i) {
+    return layers[layers.size() == 1 ? 0 : static_cast<std::size_t>(i)];
+  }
+
+  /// x + f(LN(x)), or LN(x + f(x)); what f = `sublayer` read is forgotten: LN computes it again.
+  template <class Sublayer>
+  Tensor<T> residual(const Tensor<T>& x, const LayerNorm<T>& norm, Sublayer sublayer) const {
+    if (!config_.is_pre_norm) return norm(x + sublayer(x), config_.layer_norm_eps);
+    const Tensor<T> h = norm(x, config_.layer_norm_eps);
+    const Tensor<T> y = sublayer(h);
+    h.forget();
+    return x + y;
+  }
+
+  Tensor<T> attend(const Tensor<T>& x, Index i, const Training* training,
+                   const Buffer<std::uint8_t>& key_mask) const {
+    return residual(x, of_block(norm1_, i), [&](const Tensor<T>& h) {
+      return dropout_in(training, Purpose::attention_dropout, i,
+                        of_block(attention_, i)(h, config_.heads, key_mask), config_.dropout);
+    });
+  }
+
+  Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Training* training,
+                         const Replay<T>& replay, EncoderOutput<T>& out) const {
+    return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
+      if (!config_.is_moe(i))
+        return of_block(ffn_, i)(h, config_.gelu, config_.dropout, training, i);
+      const Tensor<T> tokens = h.reshaped({h.shape().num_rows(), config_.width});
+      if (config_.routes(i)) route_block(tokens, i, training, replay, out);
+      const Routing<T>& routing = out.routings.back();
+      const Tensor<T> slots = dispatch(tokens, routing);
+      const Index first_moe = config_.blocks - config_.num_moe_blocks();
+      const Tensor<T> results = of_block(experts_, i - first_moe)(slots, routing, config_.gelu,
+                                                                  expert_dropout(i, training));
+      slots.forget();
+      tokens.forget();
+      return combine(results, routing.gate, routing).reshaped(x.shape());
+    });
+  }
+
+  void route_block(const Tensor<T>& tokens, Index i, const Training* training,
+                   const Replay<T>& replay, EncoderOutput<T>& out) const {
+    const std::size_t t = out.routings.size();
+    const Index routers_before = config_.share_router ? 0 : static_cast<Index>(t);
+    const Tensor<T> logits = router_logits(tokens, of_block(router_, routers_before).weight);
+    const Conventions& rules = config_.conventions;
+    Buffer<T> noise;
+    if (!replay.noise.empty())
+      noise = replay.noise[t];
+    else if (training)
+      noise = router_noise<T>(rules.noise, tokens.shape()[0], config_.experts,
+                              training->stream(Purpose::router_noise, i));
+    const Rng order = training ? training->stream(Purpose::priority, i) : Rng(0);
+    out.routings.push_back(route(logits, {config_.top_k, config_.capacity_factor, rules}, noise,
+                                 training ? &order : nullptr,
+                                 replay.choices.empty() ? nullptr : &replay.choices[t]));
+    out.balance_losses.push_back(balance_loss(out.routings.back(), rules.balance));
+  }
+
+  ExpertDropout<T> expert_dropout(Index i, const Training* training) const {
+    if (!training || config_.dropout == 0) return {};
+    return {{training->stream(Purpose::hidden_dropout, i), config_.dropout},
+            {training->stream(Purpose::output_dropout, i), config_.dropout}, true};
+  }
+
+  EncoderConfig config_;
+  std::vector<Attention<T>> attention_;
+  std::vector<FeedForward<T>> ffn_;
+  std::vector<Router<T>> router_;
+  std::vector<Experts<T>> experts_;
+  std::vector<LayerNorm<T>> norm1_, norm2_;
+  LayerNorm<T> final_norm_;
+};
+
+// [12] FRONTENDS AND HEADS ========================================================================
+
+enum class ClassToken { zero, trained };   // zero: a constant without a gradient, as the authors
+enum class Pooling { class_token, mean };  // mean: over all tokens, the class token included
+
+/// A vision transformer: patches, class token, positions, encoder, pooling, classifier.
+struct VisionConfig {
+  Index image_height = 8, image_width = 8, channels = 1;
+  Index patch = 2;                            // P
+  Index classes = 10;
+  ClassToken class_token = ClassToken::zero;
+  Pooling pooling = Pooling::mean;
+  bool has_pre_logits = false;                // a Linear (D, D) and tanh before the classifier
+  EncoderConfig encoder;
+
+  /// The configuration of the quick start: 8x8 grey images, ten classes, three blocks.
+  static VisionConfig toy() { return {}; }
+
+  Index num_patches() const { return image_height / patch * (image_width / patch); }
+  Index num_tokens() const { return num_patches() + 1; }
+
+  std::vector<std::string> violations() const {
+    std::vector<std::string> found = encoder.violations();
+    std::ostringstream line;
+    if (patch <= 0 || image_height <= 0 || image_width <= 0 || image_height % patch != 0 ||
+        image_width % patch != 0)
+      line << "patch must divide image_height and image_width; got " << patch << ", "
+           << image_height << ", " << image_width;
+    else if (channels <= 0 || classes <= 0)
+      line << "channels and classes must be positive; got " << channels << ", " << classes;
+    if (!line.str().empty()) found.push_back(line.str());
+    return found;
+  }
+};
+
+template <class T>
+struct VisionOutput {
+  Tensor<T> logits;                       // (B, classes)
+  Tensor<T> balance_loss;                 // summed over the blocks, a scalar
+  std::vector<Tensor<T>> balance_losses;  // per routing
+  std::vector<Routing<T>> routings;       // per routing
+};
+
+/// Cuts images into patches of side P and flattens each, in the order row, column, channel.
+///
+///   Shapes    images (B, channels, height, width)  ->  patches (B, patches, P*P*channels)
+///   Backward  none: images are data
+///   Errors    ShapeError if images are not (B, channels, height, width) or P does not divide them
+///   Source    An Image is Worth 16x16 Words, arXiv 2010.11929; the order is that of a flax kernel
+///   Differs   PyTorch's convolution flattens in the order channel, row, column
+template <class T>
+Tensor<T> extract_patches(const Tensor<T>& images, Index P) {
+  const Shape& s = images.shape();
+  require<ShapeError>(s.rank() == 4 && P > 0 && s[2] % P == 0 && s[3] % P == 0,
+                      "extract_patches: images must be (B, channels, height, width) with sides "
+                      "divisible by P = ", P, "; got ", s);
+  const Index count = s[2] / P * (s[3] / P);
+  const Tensor<T> patches(Shape{s[0], count, P * P * s[1]});
+  kernel::extract_patches(patches.data(), images.data(), s[0], s[1], s[2], s[3], P);
+  return patches;
+}
+
+/// A WideNet, ViT or ViT-MoE for images. Copies share the parameters.
+///
+///   Example   VisionModel<float> model(VisionConfig::toy(), Rng(42));
+///             auto out = model.forward(images, Training{rng, step});   // in training
+///             auto out = model.forward(images);                        // in evaluation
+template <class T>
+class VisionModel {
+ public:
+  /// Errors    ConfigError that lists all violations
+  VisionModel(const VisionConfig& config, const Rng& rng)
+      : VisionModel(checked(config), ParameterSet<T>(rng)) {}
+
+  /// Training: with router noise and dropout. The caller adds main loss + lambda * balance_loss.
+  VisionOutput<T> forward(const Tensor<T>& images, const Training& training,
+                          const Replay<T>& replay = {}) const {
+    return run(images, &training, replay);
+  }
+  /// Evaluation: nothing is random. Inside NoGrad nothing is kept for backward either.
+  VisionOutput<T> forward(const Tensor<T>& images, const Replay<T>& replay = {}) const {
+    return run(images, nullptr, replay);
+  }
+  const VisionConfig& config() const { return config_; }
+  const std::vector<Parameter<T>>& parameters() const { return parameters_.list(); }
+  Index num_parameters() const { return parameters_.count(); }
+
+  /// The number of parameters of a configuration, without allocating any.
+  static Index count_parameters(const VisionConfig& config) {
+    return VisionModel(checked(config), ParameterSet<T>(Rng(0), true)).num_parameters();
+  }
+
+ private:
+  VisionModel(const VisionConfig& config, ParameterSet<T> parameters)
+      : config_(config), parameters_(std::move(parameters)),
+        patch_embed_(parameters_, "patch_embed.proj",
+                     config.patch * config.patch * config.channels, config.encoder.width),
+        class_token_(config.class_token == ClassToken::trained
+                         ? parameters_.constant("cls_token", {config.encoder.width}, T(0))
+                         : Tensor<T>()),
+        positions_(parameters_.normal("pos_embed", {config.num_tokens(), config.encoder.width},
+                                      0.02)),
+        encoder_(config.encoder, parameters_) {
+    const Index D = config.encoder.width;
+    if (config.has_pre_logits) pre_logits_ = Linear<T>(parameters_, "pre_logits", D, D);
+    head_ = Linear<T>(parameters_, "head", D, config.classes);
+  }
+
+  static const VisionConfig& checked(const VisionConfig& config) {
+    detail::require_no_violations("VisionConfig", config.violations());
+    return config;
+  }
+
+  VisionOutput<T> run(const Tensor<T>& images, const Training* training,
+                      const Replay<T>& replay) const {
+    const VisionConfig& c = config_;
+    const Shape& s = images.shape();
+    require<ShapeError>(s.rank() == 4 && s[0] > 0 && s[1] == c.channels && s[2] == c.image_height &&
+                            s[3] == c.image_width,
+                        "VisionModel: images must be (B, channels, height, width) = (B, ",
+                        c.channels, ", ", c.image_height, ", ", c.image_width, "); got ", s);
+    const Tensor<T> patches = patch_embed_(extract_patches(images, c.patch));
+    Tensor<T> x = add_to_sequences(prepend_token(class_token_, patches), positions_);
+    x = dropout_in(training, Purpose::embedding_dropout, 0, x, c.encoder.dropout);
+    EncoderOutput<T> out = encoder_.forward(x, training, replay);
+    Tensor<T> pooled = c.pooling == Pooling::mean
+                           ? mean_tokens(out.tokens)
+                           : slice_tokens(out.tokens, 0, 1).reshaped({s[0], c.encoder.width});
+    if (c.has_pre_logits) pooled = tanh(pre_logits_(pooled));
+    return {head_(pooled), out.balance_loss, std::move(out.balance_losses),
+            std::move(out.routings)};
+  }
+
+  VisionConfig config_;
+  ParameterSet<T> parameters_;
+  Linear<T> patch_embed_;
+  Tensor<T> class_token_, positions_;
+  Encoder<T> encoder_;
+  Linear<T> pre_logits_, head_;
+};
+
+/// The number of parameters of a model with this configuration; nothing is allocated.
+inline Index count_parameters(const VisionConfig& config) {
+  return VisionModel<float>::count_parameters(config);
+}
+
+// [13] LOSSES AND METRICS =========================================================================
+
+/// Cross entropy, the mean over the rows, with label smoothing s.
+///
+///   loss = -1/N sum over n, v of  q[n, v] log softmax(x_n)[v],   q = (1 - s) [v = label] + s / V
+///
+///   Shapes    logits (N, V), N labels in [0, V)  ->  a scalar
+///   Backward  dx = dloss / N (softmax(x) - q)
+///   Errors    ShapeError if the numbers of rows differ; ValueError if a label is not in [0, V) or
+///             s not in [0, 1)
+///   Source    Szegedy et al., Rethinking the Inception Architecture, arXiv 1512.00567
+template <class T>
+Tensor<T> cross_entropy(const Tensor<T>& logits, const std::vector<std::int32_t>& labels,
+                        double label_smoothing = 0) {
+  const Shape& s = logits.shape();
+  require<ShapeError>(s.rank() == 2 && s[0] == static_cast<Index>(labels.size()) && s[0] > 0,
+                      "cross_entropy: logits must be (N, V) with a label for each row; got ", s,
+                      ", ", labels.size(), " labels");
+  require<ValueError>(label_smoothing >= 0 && label_smoothing < 1,
+                      "cross_entropy: label_smoothing must lie in [0, 1); got ", label_smoothing);
+  const Index N = s[0], V = s[1];
+  for (std::size_t n = 0; n < labels.size(); ++n)
+    require<ValueError>(0 <= labels[n] && labels[n] < V, "cross_entropy: labels must lie in [0, ",
+                        V, "); got label[", n, "] = ", labels[n]);
+  const Buffer<std::int32_t> label(labels);
+  const Buffer<T> losses(N), log_sum(N);
+  const T smoothing = T(label_smoothing);
+  const Tensor<T> loss(Shape{});
+  kernel::cross_entropy_forward(losses.data(), log_sum.data(), logits.data(), label.data(),
+                                smoothing, N, V);
+  kernel::sum_all(loss.data(), losses.data(), T(1) / T(N), N);
+  loss.record("cross_entropy", {logits}, [=](const Buffer<T>& dloss) {
+    kernel::cross_entropy_backward(logits.sink(), dloss.data(), logits.data(), log_sum.data(),
+                                   label.data(), smoothing, N, V);
+  });
+  return loss;
+}
+
+/// main + lambda * balance: the loss of the paper, lambda applied once to the sum.    [eq 7]
+template <class T>
+Tensor<T> total_loss(const Tensor<T>& main, const Tensor<T>& balance, double lambda = 0.01) {
+  return main + T(lambda) * balance;
+}
+
+/// The index of the largest value of every row; of equal ones the first.
+template <class T>
+std::vector<std::int32_t> predictions(const Tensor<T>& logits) {
+  const std::vector<T> values = logits.to_vector();
+  const std::ptrdiff_t V = logits.shape().last();
+  std::vector<std::int32_t> best;
+  for (auto row = values.begin(); row != values.end(); row += V)
+    best.push_back(static_cast<std::int32_t>(std::max_element(row, row + V) - row));
+  return best;
+}
+
+/// The fraction of rows whose largest logit is at the label.
+template <class T>
+double accuracy(const Tensor<T>& logits, const std::vector<std::int32_t>& labels) {
+  const std::vector<std::int32_t> predicted = predictions(logits);
+  require<ShapeError>(predicted.size() == labels.size() && !labels.empty(),
+                      "accuracy: there must be a label for each of the ", predicted.size(),
+                      " rows; got ", labels.size());
+  Index hits = 0;
+  for (std::size_t n = 0; n < labels.size(); ++n) hits += predicted[n] == labels[n] ? 1 : 0;
+  return double(hits) / double(labels.size());
+}
+
+/// The mean over tokens of the entropy of the router's probabilities, in nats: ln E when it cannot
+/// tell the experts apart, 0 when it is certain.
+template <class T>
+double router_entropy(const Routing<T>& r) {
+  double total = 0;
+  for (const T p : r.probabilities.to_vector())
+    if (p > T(0)) total -= double(p) * math::log(double(p));
+  return total / double(r.N);
+}
+
+// [14] OPTIMISERS AND SCHEDULES ===================================================================
+//
+// A parameter without a gradient is left alone; a shared parameter is stepped once, with the sum of
+// the gradients of all its uses.
+
+/// What optimisers share: parameters, state of the same sizes, learning rate, number of steps.
+template <class T>
+class Optimizer {
+ public:
+  Optimizer(std::vector<Parameter<T>> parameters, double learning_rate,
+            const std::vector<std::string>& state_names)
+      : learning_rate_(learning_rate), parameters_(std::move(parameters)) {
+    for (const std::string& state : state_names)
+      for (const Parameter<T>& p : parameters_)
+        state_.push_back({state + "." + p.name, Tensor<T>::zeros(p.tensor.shape())});
+  }
+  /// Forgets all gradients; what backward() leaves next counts from zero.
+  void zero_grad() const {
+    for (const Parameter<T>& p : parameters_) p.tensor.zero_gradient();
+  }
+  double learning_rate() const { return learning_rate_; }
+  void set_learning_rate(double rate) { learning_rate_ = rate; }
+  /// How many steps have been made; a checkpoint carries it, as AdamW corrects by it.
+  Index num_steps() const { return num_steps_; }
+  void set_num_steps(Index steps) { num_steps_ = steps; }
+  const std::vector<Parameter<T>>& parameters() const { return parameters_; }
+  /// The state under names such as "adamw.m.head.weight".
+  const std::vector<Parameter<T>>& state() const { return state_; }
+
+ protected:
+  T* state_of(std::size_t which, std::size_t parameter) const {
+    return state_[which * parameters_.size() + parameter].tensor.data();
+  }
+  double learning_rate_;
+  Index num_steps_ = 0;
+  std::vector<Parameter<T>> parameters_, state_;
+};
+
+/// Stochastic gradient descent with momentum.
+///
+///   m = momentum m + g + decay w;   w = w - rate m
+///
+///   Errors    ValueError if rate or decay is negative or momentum not in [0, 1)
+///   Differs   as PyTorch; others scale g by (1 - momentum) or by the rate before it enters m
+template <class T>
+class SGD : public Optimizer<T> {
+ public:
+  SGD(std::vector<Parameter<T>> parameters, double learning_rate, double momentum = 0,
+      double weight_decay = 0)
+      : Optimizer<T>(std::move(parameters), learning_rate, {"sgd.m"}), momentum_(momentum),
+        weight_decay_(weight_decay) {
+    require<ValueError>(learning_rate >= 0 && momentum >= 0 && momentum < 1 && weight_decay >= 0,
+                        "SGD: rate, decay >= 0 and momentum in [0, 1) must hold; got ",
+                        learning_rate, ", ", weight_decay, ", ", momentum);
+  }
+  void step() {
+    ++this->num_steps_;
+    for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
+      const Tensor<T>& w = this->parameters_[i].tensor;
+      if (!w.has_gradient()) continue;
+      kernel::sgd_step(w.data(), this->state_of(0, i), w.gradient().data(),
+                       T(this->learning_rate_), T(momentum_), T(weight_decay_), w.size());
+    }
+  }
+
+ private:
+  double momentum_, weight_decay_;
+};
+
+struct AdamWOptions {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
+};
+
+/// Adam with decoupled weight decay.
+///
+///   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+///   w = w - rate (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay w)
+///
+///   Errors    ValueError if an option is out of its range
+///   Source    Loshchilov, Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101
+///   Differs   as PyTorch, decay is multiplied by the rate and reaches all parameters
+template <class T>
+class AdamW : public Optimizer<T> {
+ public:
+  AdamW(std::vector<Parameter<T>> parameters, double learning_rate, AdamWOptions options = {})
+      : Optimizer<T>(std::move(parameters), learning_rate, {"adamw.m", "adamw.v"}),
+        options_(options) {
+    const AdamWOptions& o = options;
+    require<ValueError>(learning_rate >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 &&
+                            o.beta2 < 1 && o.eps > 0 && o.weight_decay >= 0,
+                        "AdamW: rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; got ",
+                        learning_rate, ", ", o.weight_decay, ", ", o.eps, ", ", o.beta1, ", ",
+                        o.beta2);
+  }
+  void step() {
+    ++this->num_steps_;
+    const double t = double(this->num_steps_);
+    const T correct1 = T(1 / (1 - std::pow(options_.beta1, t)));
+    const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));
+    for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
+      const Tensor<T>& w = this->parameters_[i].tensor;
+      if (!w.has_gradient()) continue;
+      kernel::adamw_step(w.data(), this->state_of(0, i), this->state_of(1, i), w.gradient().data(),
+                         T(this->learning_rate_), T(options_.beta1), T(options_.beta2),
+                         T(options_.eps), T(options_.weight_decay), correct1, correct2, w.size());
+    }
+  }
+
+ private:
+  AdamWOptions options_;
+};
+
+/// Scales all gradients so that their global norm is at most `limit`; returns the norm before, as a
+/// buffer of one value, so that no device has to be waited for.
+///
+///   norm = sqrt(sum over all parameters and elements of g^2);   g = g min(1, limit / norm)
+///
+///   Errors    ValueError unless limit > 0
+///   Source    Pascanu et al., arXiv 1211.5063
+template <class T>
+Buffer<T> clip_global_norm(const std::vector<Parameter<T>>& parameters, double limit) {
+  require<ValueError>(limit > 0, "clip_global_norm: the limit must be positive; got ", limit);
+  constexpr Index chunk = 4096;
+  Index num_partial = 0;
+  for (const Parameter<T>& p : parameters)
+    if (p.tensor.has_gradient()) num_partial += (p.tensor.size() + chunk - 1) / chunk;
+  const Buffer<T> partial(num_partial), norm(1), factor(1);
+  T* at = partial.data();
+  for (const Parameter<T>& p : parameters) {
+    if (!p.tensor.has_gradient()) continue;
+    kernel::sum_squares(at, p.tensor.gradient().data(), p.tensor.size());
+    at += (p.tensor.size() + chunk - 1) / chunk;
+  }
+  kernel::clip_factor(factor.data(), norm.data(), partial.data(), T(limit), num_partial);
+  for (const Parameter<T>& p : parameters)
+    if (p.tensor.has_gradient())
+      kernel::scale_by(p.tensor.gradient().data(), factor.data(), p.tensor.size());
+  return norm;
+}
+
+/// The learning rate over the steps: linear warm-up from `start` to `peak`, then linear or cosine
+/// decay to `end`, which is reached at step `total` and kept.
+///
+///   warm-up  rate(t) = start + (peak - start) t / warmup                            t < warmup
+///   linear   rate(t) = peak + (end - peak) u,        u = (t - warmup) / (total - warmup)
+///   cosine   rate(t) = end + (peak - end) (1 + cos(pi u)) / 2
+struct Schedule {
+  enum class Decay { constant, linear, cosine };
+  double peak = 1e-3;
+  Index warmup = 0, total = 1;
+  Decay decay = Decay::linear;
+  double start = 0, end = 0;
+
+  double operator()(Index step) const {
+    require<ConfigError>(0 <= warmup && warmup <= total && total > 0,
+                         "Schedule: 0 <= warmup <= total and total > 0 must hold; got ", warmup,
+                         ", ", total);
+    if (step < warmup) return start + (peak - start) * double(step) / double(warmup);
+    if (decay == Decay::constant) return peak;
+    if (step >= total) return end;
+    const double u = double(step - warmup) / double(total - warmup);
+    if (decay == Decay::linear) return peak + (end - peak) * u;
+    return end + (peak - end) * (1 + math::cos_2pi(u / 2)) / 2;
+  }
+};
+
+// [15] CHECKPOINTS ================================================================================
+
+/// A JSON value. Strict (RFC 8259): no comments, no trailing commas, no duplicate keys, valid UTF-8,
+/// at most 64 levels deep.
+///
+///   Errors    IoError that names the source, the offset and the rule
+class Json {
+ public:
+  enum class Type { null, boolean, number, string, array, object };
+
+  static Json parse(const std::string& text, const std::string& source) {
+    Parser parser{text, source};
+    Json value = parser.value(0);
+    parser.skip_space();
+    parser.expect(parser.at == text.size(), "nothing may follow the value");
+    value.source_ = source;
+    return value;
+  }
+  Type type() const { return type_; }
+  bool is_object() const { return type_ == Type::object; }
+  const std::vector<Json>& items() const { return typed(Type::array, "an array").items_; }
+  const std::vector<std::pair<std::string, Json>>& members() const {
+    return typed(Type::object, "an object").members_;
+  }
+  const std::string& string() const { return typed(Type::string, "a string").text_; }
+  bool boolean() const { return typed(Type::boolean, "true or false").text_ == "true"; }
+  double number() const { return std::strtod(typed(Type::number, "a number").text_.c_str(), nullptr); }
+  /// A number without fraction or exponent that fits 63 bits.
+  Index integer() const {
+    const std::string& digits = typed(Type::number, "an integer").text_;
+    errno = 0;
+    char* end = nullptr;
+    const long long value = std::strtoll(digits.c_str(), &end, 10);
+    require<IoError>(*end == 0 && errno == 0, "json: a value must be an integer of 63 bits; got ",
+                     digits);
+    return static_cast<Index>(value);
+  }
+  /// The member under this key, or null if there is none.
+  const Json* find(const std::string& key) const {
+    for (const auto& member : members())
+      if (member.first == key) return &member.second;
+    return nullptr;
+  }
+  const Json& at(const std::string& key) const {
+    const Json* const found = find(key);
+    require<IoError>(found != nullptr, "json: an object must have the key \"", key,
+                     "\"; got one without");
+    return *found;
+  }
+
+  /// The text as a JSON string, with its quotes.
+  static std::string quote(const std::string& text) {
+    std::string quoted = "\"";
+    for (const char c : text) {
+      if (c == '"' || c == '\\') quoted += '\\';
+      if (static_cast<unsigned char>(c) >= 0x20) {
+        quoted += c;
+      } else {
+        char escape[8];
+        std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(c));
+        quoted += escape;
+      }
+    }
+    return quoted + '"';
+  }
+
+ private:
+  struct Parser {
+    const std::string& text;
+    const std::string& source;
+    std::size_t at = 0;
+
+    void expect(bool condition, const char* rule) const {
+      require<IoError>(condition, "json: ", source, ": offset ", at, ": ", rule);
+    }
+    char peek() const { return at < text.size() ? text[at] : '\0'; }
+    void skip_space() {
+      while (at < text.size() && std::strchr(" \t\r\n", text[at]) && text[at]) ++at;
+    }
+    bool take(char c) {
+      skip_space();
+      if (peek() != c || at >= text.size()) return false;
+      return ++at, true;
+    }
+    Json value(int depth) {
+      expect(depth < 64, "values must not be nested deeper than 64");
+      skip_space();
+      Json json;
+      if (take('{')) {
+        json.type_ = Type::object;
+        std::map<std::string, bool> seen;
+        if (take('}')) return json;
+        do {
+          skip_space();
+          expect(peek() == '"', "a key must be a string");
+          const std::string key = string();
+          expect(seen.emplace(key, true).second, "a key must not occur twice");
+          expect(take(':'), "a colon must follow a key");
+          json.members_.emplace_back(key, value(depth + 1));
+        } while (take(','));
+        expect(take('}'), "a comma or } must follow a member");
+      } else if (take('[')) {
+        json.type_ = Type::array;
+        if (take(']')) return json;
+        do json.items_.push_back(value(depth + 1));
+        while (take(','));
+        expect(take(']'), "a comma or ] must follow an element");
+      } else if (peek() == '"') {
+        json.type_ = Type::string;
+        json.text_ = string();
+      } else {
+        scalar(json);
+      }
+      return json;
+    }
+    void scalar(Json& json) {
+      for (const char* word : {"null", "true", "false"})
+        if (text.compare(at, std::strlen(word), word) == 0) {
+          json.type_ = *word == 'n' ? Type::null : Type::boolean;
+          json.text_ = word;
+          at += json.text_.size();
+          return;
+        }
+      const std::size_t begin = at;
+      const auto digits = [this] {
+        const std::size_t first = at;
+        while (peek() >= '0' && peek() <= '9') ++at;
+        expect(at > first, "a value or digit must stand here");
+      };
+      if (peek() == '-') ++at;
+      const bool has_zero = peek() == '0';
+      const std::size_t first = at;
+      digits();
+      expect(!has_zero || at == first + 1, "a number must not start with 0");
+      if (peek() == '.') ++at, digits();
+      if (peek() == 'e' || peek() == 'E') {
+        ++at;
+        if (peek() == '+' || peek() == '-') ++at;
+        digits();
+      }
+      json.type_ = Type::number;
+      json.text_ = text.substr(begin, at - begin);
+    }
+    std::string string() {
+      std::string result;
+      for (++at; peek() != '"';) {
+        expect(at < text.size(), "a string must end");
+        const unsigned char c = static_cast<unsigned char>(text[at]);
+        expect(c >= 0x20, "a control character must be escaped");
+        if (c == '\\') {
+          ++at;
+          append_escape(result);
+        } else {
+          append_utf8(result);
+        }
+      }
+      ++at;
+      return result;
+    }
+    void append_escape(std::string& result) {
+      static const std::string letters = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
+      const char c = peek();
+      const std::size_t which = letters.find(c);
+      if (c != '\0' && which != std::string::npos) {
+        result += meanings[which];
+        ++at;
+        return;
+      }
+      expect(c == 'u', "an escape must be one of \\\" \\\\ \\/ \\b \\f \\n \\r \\t \\u");
+      std::uint32_t point = hex4();
+      if (point >= 0xD800 && point < 0xDC00) {
+        expect(text.compare(at, 2, "\\u") == 0, "a high surrogate must be followed by a low one");
+        ++at;
+        const std::uint32_t low = hex4();
+        expect(low >= 0xDC00 && low < 0xE000, "a high surrogate must be followed by a low one");
+        point = 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00);
+      } else {
+        expect(point < 0xDC00 || point >= 0xE000, "a low surrogate must follow a high one");
+      }
+      const auto put = [&result](std::uint32_t byte) { result += static_cast<char>(byte); };
+      if (point < 0x80) return put(point);
+      if (point < 0x800) {
+        put(0xC0 | (point >> 6));
+      } else if (point < 0x10000) {
+        put(0xE0 | (point >> 12)), put(0x80 | ((point >> 6) & 0x3F));
+      } else {
+        put(0xF0 | (point >> 18)), put(0x80 | ((point >> 12) & 0x3F));
+        put(0x80 | ((point >> 6) & 0x3F));
+      }
+      put(0x80 | (point & 0x3F));
+    }
+    std::uint32_t hex4() {  // at the u
+      std::uint32_t value = 0;
+      for (int i = 0; i < 4; ++i) {
+        ++at;
+        const char c = peek();
+        const std::uint32_t digit = c >= '0' && c <= '9'   ? static_cast<std::uint32_t>(c - '0')
+                                    : c >= 'a' && c <= 'f' ? static_cast<std::uint32_t>(c - 'a' + 10)
+                                    : c >= 'A' && c <= 'F' ? static_cast<std::uint32_t>(c - 'A' + 10)
+                                                           : 16u;
+        expect(digit < 16, "\\u must be followed by four hexadecimal digits");
+        value = value * 16 + digit;
+      }
+      ++at;
+      return value;
+    }
+    void append_utf8(std::string& result) {
+      const auto byte = [this](std::size_t i) -> std::uint32_t {
+        return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+      };
+      const std::uint32_t c = byte(at);
+      const std::size_t length = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2
+                               : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
+      bool is_valid = length > 0;
+      for (std::size_t i = 1; i < length; ++i) is_valid = is_valid && (byte(at + i) & 0xC0) == 0x80;
+      const std::uint32_t second = byte(at + 1);
+      is_valid = is_valid && !(c == 0xE0 && second < 0xA0) && !(c == 0xED && second >= 0xA0) &&
+                 !(c == 0xF0 && second < 0x90) && !(c == 0xF4 && second >= 0x90);
+      expect(is_valid, "text must be valid UTF-8");
+      result.append(text, at, length);
+      at += length;
+    }
+  };
+
+  const Json& typed(Type type, const char* name) const {
+    require<IoError>(type_ == type, "json: a value must be ", name, "; got another type");
+    return *this;
+  }
+  Type type_ = Type::null;
+  std::string text_;  // of a string, a number or a word
+  std::vector<Json> items_;
+  std::vector<std::pair<std::string, Json>> members_;
+  std::string source_;
+};
+
+/// A tensor as it lies in a safetensors file: little-endian values, row-major.
+struct StoredTensor {
+  std::string dtype;  // "F32", "F64", "I32", "U8", ...
+  Shape shape;
+  std::vector<char> bytes;
+};
+
+/// What a safetensors file holds.
+struct SafeTensors {
+  std::map<std::string, StoredTensor> tensors;
+  std::map<std::string, std::string> metadata;
+
+  template <class V> static const char* dtype_of() {
+    return std::is_same<V, float>::value          ? "F32"
+           : std::is_same<V, double>::value       ? "F64"
+           : std::is_same<V, std::int32_t>::value ? "I32"
+           : std::is_same<V, std::int64_t>::value ? "I64"
+           : std::is_same<V, std::uint8_t>::value ? "U8"
+                                                  : "?";
+  }
+  /// Errors    IoError if the name is taken
+  template <class V>
+  void add(const std::string& name, const Shape& shape, const V* values) {
+    StoredTensor stored{dtype_of<V>(), shape, {}};
+    stored.bytes.resize(static_cast<std::size_t>(shape.num_values()) * sizeof(V));
+    if (!stored.bytes.empty()) std::memcpy(stored.bytes.data(), values, stored.bytes.size());
+    require<IoError>(tensors.emplace(name, std::move(stored)).second,
+                     "safetensors: names must be unique; got ", name, " twice");
+  }
+  template <class V>
+  void add(const std::string& name, const Shape& shape, const std::vector<V>& values) {
+    require<ShapeError>(static_cast<Index>(values.size()) == shape.num_values(), "safetensors: ",
+                        name, ": shape ", shape, " needs ", shape.num_values(), " values; got ",
+                        values.size());
+    add(name, shape, values.data());
+  }
+  /// The values of a tensor, which must have this type.
+  ///
+  ///   Errors    IoError if there is no such tensor or its type is another
+  template <class V>
+  std::vector<V> values(const std::string& name) const {
+    const StoredTensor& stored = at(name);
+    require<IoError>(stored.dtype == dtype_of<V>(), "safetensors: ", name, " must have type ",
+                     dtype_of<V>(), "; got ", stored.dtype);
+    std::vector<V> values(stored.bytes.size() / sizeof(V));
+    if (!values.empty()) std::memcpy(values.data(), stored.bytes.data(), stored.bytes.size());
+    return values;
+  }
+  const StoredTensor& at(const std::string& name) const {
+    const auto found = tensors.find(name);
+    require<IoError>(found != tensors.end(), "safetensors: a tensor must be there; got none named ",
+                     name);
+    return found->second;
+  }
+};
+
+namespace detail {
+
+inline Index bytes_of_dtype(const std::string& dtype) {
+  static const std::map<std::string, Index> bytes = {
+      {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"U16", 2}, {"I16", 2},
+      {"F16", 2},  {"BF16", 2}, {"U32", 4}, {"I32", 4},     {"F32", 4},     {"U64", 8}, {"I64", 8},
+      {"F64", 8}};
+  const auto found = bytes.find(dtype);
+  return found == bytes.end() ? 0 : found->second;
+}
+
+/// One tensor of a safetensors header, checked as far as it stands alone.
+struct HeaderEntry {
+  std::string name, dtype;
+  Shape shape;
+  Index begin, end;
+};
+
+inline HeaderEntry read_header_entry(const std::string& path, const std::string& name,
+                                     const Json& json, Index data_bytes) {
+  const auto expect = [&](bool condition, const char* rule) {
+    require<IoError>(condition, "safetensors: ", path, ": tensor \"", name, "\": ", rule);
+  };
+  const std::string& dtype = json.at("dtype").string();
+  const Index size = bytes_of_dtype(dtype);
+  expect(size > 0, "its dtype must be known");
+  Index num_values = 1;
+  std::vector<Index> extents;
+  for (const Json& item : json.at("shape").items()) {
+    const Index extent = item.integer();
+    expect(extent >= 0, "extents must not be negative");
+    expect(extent == 0 || num_values <= std::numeric_limits<Index>::max() / 8 / extent,
+           "the number of values must fit 60 bits");
+    num_values *= extent;
+    extents.push_back(extent);
+  }
+  const std::vector<Json>& offsets = json.at("data_offsets").items();
+  expect(offsets.size() == 2, "data_offsets must be two integers");
+  const Index begin = offsets[0].integer(), end = offsets[1].integer();
+  expect(0 <= begin && begin <= end && end <= data_bytes, "data_offsets must lie in the file");
+  expect(end - begin == num_values * size, "data_offsets must span the values of its shape");
+  return {name, dtype, Shape(extents), begin, end};
+}
+
+/// A file that is being written beside its destination; it takes that name only when complete.
+class NewFile {
+ public:
+  explicit NewFile(const std::string& path)
+      : path_(path), temporary_(path + ".tmp" + std::to_string(::getpid())) {
+    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    check(descriptor_ >= 0, "open");
+  }
+  ~NewFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+    if (!is_complete_) ::unlink(temporary_.c_str());
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  void write(const char* data, std::size_t size) {
+    while (size > 0) {
+      const ssize_t written = ::write(descriptor_, data, size);
+      if (written < 0 && errno == EINTR) continue;
+      check(written > 0, "write");
+      data += written;
+      size -= static_cast<std::size_t>(written);
+    }
+  }
+  /// Brings the data to the disk, then gives the file its name, then brings the name to the disk.
+  void complete() {
+    check(::fsync(descriptor_) == 0, "sync");
+    const int descriptor = descriptor_;
+    descriptor_ = -1;
+    check(::close(descriptor) == 0, "close");
+    check(std::rename(temporary_.c_str(), path_.c_str()) == 0, "rename");
+    is_complete_ = true;
+    const std::size_t slash = path_.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path_.substr(0, slash + 1);
+    const int directory = ::open(folder.c_str(), O_RDONLY | O_CLOEXEC);
+    if (directory < 0) return;  // some file systems cannot sync a folder
+    ::fsync(directory);
+    ::close(directory);
+  }
+
+ private:
+  void check(bool condition, const char* action) const {
+    require<IoError>(condition, "write: ", path_, ": every ", action, " must succeed; got ",
+                     std::strerror(errno), "; hint: a file of this name from before is unchanged");
+  }
+  std::string path_, temporary_;
+  int descriptor_ = -1;
+  bool is_complete_ = false;
+};
+
+}  // namespace detail
+
+/// Writes a safetensors file: to a temporary file beside it, flushed to disk, then renamed. Until
+/// the last moment an older file of this name stays as it was.
+///
+///   Errors    IoError if an open, write, sync or rename fails
+///   Source    the format of huggingface/safetensors, README.md
+inline void write_safetensors(const std::string& path, const SafeTensors& file) {
+  std::ostringstream header;
+  header << "{\"__metadata__\":{";
+  const char* separator = "";
+  for (const auto& entry : file.metadata) {
+    header << separator << Json::quote(entry.first) << ':' << Json::quote(entry.second);
+    separator = ",";
+  }
+  header << '}';
+  std::size_t offset = 0;
+  for (const auto& entry : file.tensors) {
+    const StoredTensor& t = entry.second;
+    header << ',' << Json::quote(entry.first) << ":{\"dtype\":" << Json::quote(t.dtype)
+           << ",\"shape\":[";
+    for (Index i = 0; i < t.shape.rank(); ++i) header << (i ? "," : "") << t.shape[i];
+    header << "],\"data_offsets\":[" << offset << ',' << offset + t.bytes.size() << "]}";
+    offset += t.bytes.size();
+  }
+  header << '}';
+  std::string text = header.str();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data begin at a multiple of 8
+  char length[8];
+  for (std::size_t i = 0; i < 8; ++i)
+    length[i] = static_cast<char>((static_cast<std::uint64_t>(text.size()) >> (8 * i)) & 0xFF);
+
+  detail::NewFile out(path);
+  out.write(length, sizeof length);
+  out.write(text.data(), text.size());
+  for (const auto& entry : file.tensors)
+    out.write(entry.second.bytes.data(), entry.second.bytes.size());
+  out.complete();
+}
+
+/// Reads a safetensors file. Everything is checked before memory for the data is allocated: length
+/// and syntax of the header, types, shapes, and that the data of the tensors fill the file without
+/// gap or overlap.
+///
+///   Errors    IoError that names the file, the place and the rule
+inline SafeTensors read_safetensors(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  require<IoError>(in.good(), "safetensors: ", path, ": the file must open; got ",
+                   std::strerror(errno));
+  const Index file_bytes = static_cast<Index>(in.tellg());
+  in.seekg(0);
+  require<IoError>(file_bytes >= 8, "safetensors: ", path,
+                   ": offset 0: a file must have 8 bytes of header length; got ", file_bytes);
+  unsigned char length[8] = {};
+  in.read(reinterpret_cast<char*>(length), 8);
+  std::uint64_t header_bytes = 0;
+  for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | length[i];
+  require<IoError>(header_bytes <= 100000000, "safetensors: ", path,
+                   ": offset 0: a header must have at most 100000000 bytes; got ", header_bytes);
+  require<IoError>(static_cast<Index>(header_bytes) <= file_bytes - 8, "safetensors: ", path,
+                   ": offset 0: a header must end in the file; got ", header_bytes, " bytes of ",
+                   file_bytes - 8);
+  std::string header(header_bytes, ' ');
+  in.read(&header[0], static_cast<std::streamsize>(header_bytes));
+  require<IoError>(!header.empty() && header[0] == '{', "safetensors: ", path,
+                   ": offset 8: a header must begin with {");
+  const std::size_t last = header.find_last_not_of(' ');
+  require<IoError>(header[last] == '}', "safetensors: ", path, ": offset ", 8 + last,
+                   ": a header must end with } and spaces");
+
+  const Index data_bytes = file_bytes - 8 - static_cast<Index>(header_bytes);
+  SafeTensors file;
+  std::vector<detail::HeaderEntry> entries;
+  const Json json = Json::parse(header, path);
+  for (const auto& member : json.members()) {
+    if (member.first == "__metadata__")
+      for (const auto& entry : member.second.members())
+        file.metadata[entry.first] = entry.second.string();
+    else
+      entries.push_back(detail::read_header_entry(path, member.first, member.second, data_bytes));
+  }
+  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
+    return std::make_pair(a.begin, a.end) < std::make_pair(b.begin, b.end);
+  });
+  Index reached = 0;
+  for (const detail::HeaderEntry& entry : entries) {
+    require<IoError>(entry.begin == reached, "safetensors: ", path, ": tensor \"", entry.name,
+                     "\": data must follow those before it without gap or overlap; got offset ",
+                     entry.begin, " after ", reached);
+    reached = entry.end;
+  }
+  require<IoError>(reached == data_bytes, "safetensors: ", path,
+                   ": the data must fill the file; got ", reached, " of ", data_bytes, " bytes");
+  for (const detail::HeaderEntry& entry : entries) {
+    StoredTensor& stored = file.tensors[entry.name];
+    stored.dtype = entry.dtype;
+    stored.shape = entry.shape;
+    stored.bytes.resize(static_cast<std::size_t>(entry.end - entry.begin));
+    in.read(stored.bytes.data(), static_cast<std::streamsize>(stored.bytes.size()));
+    require<IoError>(in.good() || stored.bytes.empty(), "safetensors: ", path, ": tensor \"",
+                     entry.name, "\": its data must be readable");
+  }
+  return file;
+}
+
+namespace detail {
+
+/// f(name, shape, offset) for every tensor that a parameter is stored as: itself, or the slices of a
+/// stack, each under a name of its own.
+template <class T, class F>
+void for_each_stored(const Parameter<T>& p, F f) {
+  if (!p.is_stack()) return f(p.name, p.tensor.shape(), Index(0));
+  const std::vector<Index>& extents = p.tensor.shape().extents();
+  const Shape slice(std::vector<Index>(extents.begin() + 1, extents.end()));
+  for (Index j = 0; j < extents[0]; ++j) {
+    std::string name = p.name;
+    name.replace(name.find("{}"), 2, std::to_string(j));
+    f(name, slice, j * slice.num_values());
+  }
+}
+
+template <class T>
+void store(SafeTensors& file, const std::vector<Parameter<T>>& parameters) {
+  for (const Parameter<T>& p : parameters) {
+    const std::vector<T> values = p.tensor.to_vector();
+    for_each_stored(p, [&](const std::string& name, const Shape& shape, Index offset) {
+      file.add(name, shape, values.data() + offset);
+    });
+  }
+}
+
+/// Puts the stored values together for every parameter; throws before anything is overwritten.
+template <class T>
+std::vector<std::vector<T>> gather(const SafeTensors& file,
+                                   const std::vector<Parameter<T>>& parameters,
+                                   const std::string& path) {
+  std::vector<std::vector<T>> all;
+  for (const Parameter<T>& p : parameters) {
+    std::vector<T> values(static_cast<std::size_t>(p.tensor.size()));
+    for_each_stored(p, [&](const std::string& name, const Shape& shape, Index offset) {
+      const auto found = file.tensors.find(name);
+      require<IoError>(found != file.tensors.end(), "load_checkpoint: ", path,
+                       ": a tensor must be there for every parameter; got none named ", name);
+      require<IoError>(found->second.shape == shape, "load_checkpoint: ", path, ": ", name,
+                       " must have shape ", shape, "; got ", found->second.shape);
+      const std::vector<T> slice = file.values<T>(name);
+      std::copy(slice.begin(), slice.end(), values.begin() + offset);
+    });
+    all.push_back(std::move(values));
+  }
+  return all;
+}
+
+template <class T>
+void assign(const std::vector<Parameter<T>>& parameters, const std::vector<std::vector<T>>& all) {
+  for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].tensor.value().assign(all[i]);
+}
+
+/// Visits every field of a configuration under its name in files: the one list of them, used to
+/// write and to read. Enumerations come with the names of their values, in order.
+template <class Config, class Visitor>
+void visit_encoder(Config& c, Visitor& visit) {
+  visit("width", c.width), visit("heads", c.heads), visit("blocks", c.blocks);
+  visit("experts", c.experts), visit("top_k", c.top_k);
+  visit("expert_hidden", c.expert_hidden), visit("dense_hidden", c.dense_hidden);
+  visit("moe_blocks", c.moe_blocks), visit("routing_groups", c.routing_groups);
+  visit("capacity_numerator", c.capacity_factor.numerator);
+  visit("capacity_denominator", c.capacity_factor.denominator);
+  visit("share_attention", c.share_attention), visit("share_router", c.share_router);
+  visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
+  visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
+  visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
+  visit("recomputes_blocks", c.recomputes_blocks);
+  visit("gelu", c.gelu, {"tanh", "erf"});
+  visit("router_noise", c.conventions.noise,
+        {"none", "one_over_experts", "one_over_experts_squared"});
+  visit("priority", c.conventions.priority,
+        {"token_major", "choice_major", "batch_priority", "highest_gate", "random"});
+  visit("balance", c.conventions.balance,
+        {"khot_over_k", "khot_sum", "switch_top1", "after_drop", "after_drop_both", "importance",
+         "importance_unbiased"});
+  visit("capacity_rounding", c.conventions.capacity_rounding, {"floor", "ceil"});
+  visit("unusable_slots", c.conventions.unusable_slots);
+}
+template <class Config, class Visitor>
+void visit_vision(Config& c, Visitor& visit) {
+  visit("image_height", c.image_height), visit("image_width", c.image_width);
+  visit("channels", c.channels), visit("patch", c.patch), visit("classes", c.classes);
+  visit("class_token", c.class_token, {"zero", "trained"});
+  visit("pooling", c.pooling, {"class_token", "mean"});
+  visit("has_pre_logits", c.has_pre_logits);
+  visit_encoder(c.encoder, visit);
+}
+
+struct ConfigWriter {
+  std::ostringstream out;
+  const char* separator = "{";
+  std::ostringstream& field(const char* name) {
+    out << separator << Json::quote(name) << ':';
+    separator = ",";
+    return out;
+  }
+  void operator()(const char* name, Index value) { field(name) << value; }
+  void operator()(const char* name, bool value) { field(name) << (value ? "true" : "false"); }
+  void operator()(const char* name, double value) {
+    char text[40];
+    std::snprintf(text, sizeof text, "%.17g", value);
+    field(name) << text;
+  }
+  template <class Enum>
+  void operator()(const char* name, Enum value, std::initializer_list<const char*> names) {
+    field(name) << Json::quote(names.begin()[static_cast<std::size_t>(value)]);
+  }
+};
+
+struct ConfigReader {
+  const Json& json;
+  void operator()(const char* name, Index& value) const { value = json.at(name).integer(); }
+  void operator()(const char* name, bool& value) const { value = json.at(name).boolean(); }
+  void operator()(const char* name, double& value) const { value = json.at(name).number(); }
+  template <class Enum>
+  void operator()(const char* name, Enum& value, std::initializer_list<const char*> names) const {
+    const std::string& text = json.at(name).string();
+    const auto found = std::find(names.begin(), names.end(), text);
+    require<IoError>(found != names.end(), "config: ", name, " must have a known value; got ", text);
+    value = static_cast<Enum>(found - names.begin());
+  }
+};
+
+}  // namespace detail
+
+/// The configuration as one JSON object.
+inline std::string to_json(const VisionConfig& config) {
+  detail::ConfigWriter writer;
+  detail::visit_vision(config, writer);
+  return writer.out.str() + "}";
+}
+/// Errors    IoError if a field is missing or has another type, ConfigError if no model fits
+inline VisionConfig vision_config_from_json(const std::string& text, const std::string& source) {
+  const Json json = Json::parse(text, source);
+  VisionConfig config;
+  detail::ConfigReader reader{json};
+  detail::visit_vision(config, reader);
+  detail::require_no_violations("VisionConfig", config.violations());
+  return config;
+}
+
+/// Where training stands: which step comes next, and the seed of everything random.
+struct TrainingState {
+  Index step = 0;
+  std::uint64_t seed = 0;
+  std::map<std::string, std::string> notes;  // whatever else a program wants back
+};
+
+/// Writes weights, optimiser, step, seed and configuration: all that is needed to continue with the
+/// same bits as if training had never stopped. Shared tensors are stored once, stacks slice by slice.
+///
+///   Errors    IoError as write_safetensors
+template <class T>
+void save_checkpoint(const std::string& path, const VisionModel<T>& model,
+                     const Optimizer<T>& optimizer, const TrainingState& state) {
+  SafeTensors file;
+  detail::store(file, model.parameters());
+  detail::store(file, optimizer.state());
+  file.metadata = {{"format", "widenet checkpoint 1"},
+                   {"version", WIDENET_VERSION},
+                   {"config", to_json(model.config())},
+                   {"step", std::to_string(state.step)},
+                   {"seed", std::to_string(state.seed)},
+                   {"optimizer_steps", std::to_string(optimizer.num_steps())}};
+  for (const auto& note : state.notes) file.metadata["note." + note.first] = note.second;
+  write_safetensors(path, file);
+}
+
+namespace detail {
+
+inline const std::string& metadata_of(const SafeTensors& file, const std::string& path,
+                                      const std::string& key) {
+  const auto found = file.metadata.find(key);
+  require<IoError>(found != file.metadata.end(), "load_checkpoint: ", path,
+                   ": the metadata must have \"", key, "\"; got none");
+  return found->second;
+}
+
+inline std::uint64_t metadata_number(const SafeTensors& file, const std::string& path,
+                                     const std::string& key) {
+  const std::string& text = metadata_of(file, path, key);
+  errno = 0;
+  char* end = nullptr;
+  const unsigned long long value = std::strtoull(text.c_str(), &end, 10);
+  require<IoError>(!text.empty() && text[0] >= '0' && text[0] <= '9' && *end == 0 && errno == 0,
+                   "load_checkpoint: ", path, ": ", key, " must be a whole number; got \"", text,
+                   "\"");
+  return value;
+}
+
+}  // namespace detail
+
+/// Reads a checkpoint into a model and its optimiser of the same configuration and kind. Nothing is
+/// overwritten unless all of it fits.
+///
+///   Errors    IoError if the file is damaged or does not fit the model
+template <class T>
+TrainingState load_checkpoint(const std::string& path, const VisionModel<T>& model,
+                              Optimizer<T>& optimizer) {
+  const SafeTensors file = read_safetensors(path);
+  const std::string &ours = to_json(model.config()), &theirs = detail::metadata_of(file, path, "config");
+  require<IoError>(ours == theirs, "load_checkpoint: ", path,
+                   ": the configuration must be that of the model, ", ours, "; got ", theirs);
+  const auto weights = detail::gather(file, model.parameters(), path);
+  const auto states = detail::gather(file, optimizer.state(), path);
+  TrainingState state;
+  state.step = static_cast<Index>(detail::metadata_number(file, path, "step"));
+  state.seed = detail::metadata_number(file, path, "seed");
+  const auto steps = detail::metadata_number(file, path, "optimizer_steps");
+  for (const auto& entry : file.metadata)
+    if (entry.first.compare(0, 5, "note.") == 0) state.notes[entry.first.substr(5)] = entry.second;
+  detail::assign(model.parameters(), weights);
+  detail::assign(optimizer.state(), states);
+  optimizer.set_num_steps(static_cast<Index>(steps));
+  return state;
+}
+
+/// Reads the model alone, with the configuration that the file holds.
+template <class T>
+VisionModel<T> load_vision_model(const std::string& path) {
+  const SafeTensors file = read_safetensors(path);
+  const VisionConfig config =
+      vision_config_from_json(detail::metadata_of(file, path, "config"), path);
+  const VisionModel<T> model(config, Rng(0));
+  detail::assign(model.parameters(), detail::gather(file, model.parameters(), path));
+  return model;
+}
+
+// [16] CHECKING ===================================================================================
+
+/// What gradcheck found.
+struct GradReport {
+  double max_error = 0;   // the largest error of an element, relative as stated at gradcheck
+  std::string where;      // "input 1, element 7: 0.25 is not 0.31"
+  double margin = std::numeric_limits<double>::infinity();  // to the nearest flip of a choice
+  std::string nearest_flip;  // "routing 0, token 3: experts 1 and 2"
+};
+
+/// A scalar loss or another result, and the routings behind it.
+struct Routed {
+  Tensor<double> value;
+  std::vector<Routing<double>> routings;
+};
+
+namespace detail {
+
+/// The smallest difference, over all tokens, of the K-th and the (K+1)-th largest noisy logit: how
+/// much a logit may move before a choice flips.
+inline void find_margin(const std::vector<Routing<double>>& routings, GradReport& report) {
+  for (std::size_t t = 0; t < routings.size(); ++t) {
+    const Routing<double>& r = routings[t];
+    if (r.K >= r.E) continue;
+    std::vector<double> z = r.logits.to_vector();
+    const std::vector<double> noise = r.noise.to_vector();
+    for (std::size_t i = 0; i < noise.size(); ++i) z[i] += noise[i];
+    for (Index n = 0; n < r.N; ++n) {
+      std::vector<std::pair<double, Index>> row;
+      for (Index e = 0; e < r.E; ++e) row.emplace_back(z[static_cast<std::size_t>(n * r.E + e)], e);
+      std::sort(row.rbegin(), row.rend());
+      const auto &in = row[static_cast<std::size_t>(r.K - 1)], &out = row[static_cast<std::size_t>(r.K)];
+      if (in.first - out.first >= report.margin) continue;
+      report.margin = in.first - out.first;
+      std::ostringstream text;
+      text << "routing " << t << ", token " << n << ": experts " << in.second << " and "
+           << out.second;
+      report.nearest_flip = text.str();
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Compares backward() with differences of L = sum over i of w[i] f()[i], for every element of every
+/// input. w is random, because softmax and layer_norm hide from a plain sum. The first call of f
+/// decides the routing; in all others it is frozen, since L jumps where a choice flips.
+///
+///   numeric dL/dx = (8 (L(x + h) - L(x - h)) - (L(x + 2h) - L(x - 2h))) / 12 h
+///   error = |analytic - numeric| / max(largest |numeric| in this input, 1e-4 of that in all inputs)
+///
+/// With h = 3e-5 in double the error of the formula is near 1e-12 for a loss near 1, even where a row
+/// of standard deviation 0.02 enters a LayerNorm. The floor
+/// is for inputs whose gradient is zero in exact arithmetic, such as the bias of attention keys.
+inline GradReport gradcheck(const std::function<Routed(const Replay<double>&)>& f,
+                            const std::vector<Tensor<double>>& inputs, double h = 3e-5) {
+  for (const Tensor<double>& x : inputs) x.require_gradient().zero_gradient();
+  const Routed first = f({});
+  const Replay<double> frozen = Replay<double>::of(first.routings);
+  GradReport report;
+  detail::find_margin(first.routings, report);
+  const Tensor<double> w =
+      Tensor<double>::randn(first.value.shape(), Rng(20107).for_purpose(Purpose::check));
+  const std::vector<double> weights = w.to_vector();
+  first.value.backward(w.value());
+
+  const NoGrad no_graph;
+  std::vector<std::vector<double>> numeric(inputs.size());
+  std::vector<double> largest(inputs.size(), 0);
+  for (std::size_t which = 0; which < inputs.size(); ++which) {
+    const std::vector<double> x = inputs[which].to_vector();
+    const auto loss_near_x = [&](std::size_t i, double step) {
+      std::vector<double> near_x = x;
+      near_x[i] += step;
+      inputs[which].value().assign(near_x);
+      const std::vector<double> y = f(frozen).value.to_vector();
+      double loss = 0;
+      for (std::size_t j = 0; j < y.size(); ++j) loss += weights[j] * y[j];
+      return loss;
+    };
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double near = loss_near_x(i, h) - loss_near_x(i, -h);
+      const double far = loss_near_x(i, 2 * h) - loss_near_x(i, -2 * h);
+      numeric[which].push_back((8 * near - far) / (12 * h));
+      largest[which] = std::fmax(largest[which], std::fabs(numeric[which].back()));
+    }
+    inputs[which].value().assign(x);
+  }
+  const double floor =
+      1e-4 * (largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end()));
+  for (std::size_t which = 0; which < inputs.size(); ++which) {
+    const std::vector<double> analytic = inputs[which].gradient().to_vector();
+    for (std::size_t i = 0; i < analytic.size(); ++i) {
+      const double scale = std::fmax(std::fmax(largest[which], floor), 1e-300);
+      const double error = std::fabs(analytic[i] - numeric[which][i]) / scale;
+      if (error <= report.max_error || std::isnan(report.max_error)) continue;  // a NaN stays
+      std::ostringstream where;
+      where << "input " << which << ", element " << i << ": " << analytic[i] << " is not "
+            << numeric[which][i];
+      report.max_error = error, report.where = where.str();
+    }
+  }
+  return report;
+}
+
+/// The same for a function without routing.
+inline GradReport gradcheck(const std::function<Tensor<double>()>& f,
+                            const std::vector<Tensor<double>>& inputs, double h = 3e-5) {
+  return gradcheck([&f](const Replay<double>&) { return Routed{f(), {}}; }, inputs, h);
+}
+
+/// How far two arrays are apart.
+struct Difference {
+  double max_absolute = 0;  // the largest |a - b|
+  double max_relative = 0;  // that, divided by the largest |b|
+  double max_ulps = 0;      // the largest distance in units of the last place of b
+  Index at = -1;            // where |a - b| is largest
+  double cosine = 1;        // of the angle between a and b
+  bool is_finite = true;
+};
+
+/// Compares values a with a reference b of the same size.
+///
+///   Errors    ShapeError if the sizes differ
+template <class T>
+Difference compare(const std::vector<T>& a, const std::vector<T>& b) {
+  require<ShapeError>(a.size() == b.size(), "compare: the sizes must be equal; got ", a.size(),
+                      ", ", b.size());
+  Difference d;
+  double aa = 0, bb = 0, ab = 0, largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double x = double(a[i]), y = double(b[i]), distance = std::fabs(x - y);
+    d.is_finite = d.is_finite && std::isfinite(x) && std::isfinite(y);
+    const double ulp =
+        double(std::nextafter(std::fabs(b[i]), std::numeric_limits<T>::infinity())) - std::fabs(y);
+    d.max_ulps = std::fmax(d.max_ulps, distance / ulp);
+    if (d.at < 0 || distance > d.max_absolute) d.max_absolute = distance, d.at = static_cast<Index>(i);
+    largest = std::fmax(largest, std::fabs(y));
+    aa += x * x, bb += y * y, ab += x * y;
+  }
+  d.max_relative = d.max_absolute == 0 ? 0 : d.max_absolute / largest;
+  if (aa > 0 && bb > 0) d.cosine = ab / std::sqrt(aa) / std::sqrt(bb);
+  return d;
+}
+
+// [17] EPILOGUE ===================================================================================
+
+}  // namespace WIDENET_ABI
+}  // namespace widenet
+
+#if defined(__clang__)
+#  pragma clang diagnostic pop
+#endif
+
+#undef WIDENET_ABI
+#undef WIDENET_KERNEL
+#undef WIDENET_HOST_DEVICE
+#undef WIDENET_INDEPENDENT
+#undef WIDENET_PARALLEL_FOR_IF_FORK
+#undef WIDENET_STRING
+#undef WIDENET_LINE
+#undef WIDENET_CHECK
+#undef WIDENET_CHECK_BLAS
+
+#endif  // WIDENET_HPP
