@@ -49,6 +49,33 @@ inline void gradients(const std::function<Tensor<double>()>& f,
   CHECK(report.max_error < 1e-7);
 }
 
+/// x with a backward that is off by one part in a thousand.
+inline Tensor<double> spoiled(const Tensor<double>& x) {
+  const Tensor<double> y(x.shape(), x.value());
+  y.record("spoiled", {x}, [x](const Buffer<double>& dy) {
+    kernel::accumulate(x.sink(), dy.data(), 1.001, x.size());
+  });
+  return y;
+}
+
+/// For each input: were the backward of f scaled by 1.001, then `gradients` would fail.
+inline void gradients_bite(const std::function<Tensor<double>()>& f,
+                           const std::vector<Tensor<double>>& inputs) {
+  for (const Tensor<double>& input : inputs)
+    CHECK(gradcheck([&f] { return spoiled(f()); }, {input}).max_error > 0.9e-3);
+}
+
+/// Leaves NaN in the memory that the next operations get: values that nobody writes show up.
+inline void poison_memory() {
+  std::vector<Buffer<double>> blocks;
+  std::size_t bytes = 64;
+  for (; bytes <= 1 << 16; bytes = detail::Pool::size_class(bytes + 1))
+    for (int copy = 0; copy < 6; ++copy) {
+      blocks.emplace_back(static_cast<Index>(bytes / sizeof(double)));
+      kernel::fill(blocks.back().data(), std::nan(""), blocks.back().size());
+    }
+}
+
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&

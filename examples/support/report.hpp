@@ -373,7 +373,7 @@ inline std::string bar_chart(const std::string& title, const std::vector<std::st
 struct Digit {
   Index rows = 0, columns = 0;
   std::vector<std::uint8_t> pixels = {};  // (rows, columns)
-  int largest = 255;                      // the value of full ink: 16 for data/digits, 255 for MNIST
+  int largest = 255;                      // of full ink: 16 in data/digits, 255 in MNIST
   int label = 0, prediction = 0;
   double probability = 0;  // of the prediction
   Index patch = 0;         // its side in pixels

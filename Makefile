@@ -1,0 +1,215 @@
+# The first command is `make demo`, the second `make test`; `make help` lists the rest.
+#
+# The library is one header, so all that is built here are its tests, examples and benchmarks, into
+# build/. Every tests/*.cpp goes into one test program; every examples/*.cpp and tests/bench/*.cpp
+# is a program of its own. New files are found by themselves.
+
+.DEFAULT_GOAL := help
+
+# OPTIONS ==========================================================================================
+
+CXX         ?= g++
+#: CXX=clang++      another compiler (as in every Makefile)
+OMP         ?= 1
+#: OMP=0            without OpenMP: one thread
+ARCH        ?= native
+#: ARCH=x86-64-v3   another instruction set for -march; empty leaves -march out
+EIGEN       ?= 0
+#: EIGEN=1          matrix products by Eigen instead of our own kernels
+EIGEN_DIR   ?= /usr/include/eigen3
+#: EIGEN_DIR=...    where <Eigen/Core> is found
+STRICT      ?= 0
+#: STRICT=1         a warning is an error, as in lint and CI
+RUN         ?=
+#: RUN=...          what runs the programs, such as qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARGS        ?=
+#: ARGS=...         arguments of the demo or of the test program, or the rule that lint checks
+JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),2)
+#: JOBS=1           compilers at the same time; one per core unless given
+V           ?= 0
+#: V=1              show the commands
+PREFIX      ?= /usr/local
+#: PREFIX=...       where `make install` puts the library; DESTDIR is honoured
+NVCC        ?= nvcc
+#: NVCC=...         the CUDA compiler
+SM          ?= sm_80
+#: SM=sm_90         the GPU architecture that it compiles for
+
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS   += -j$(JOBS) --output-sync=target --no-print-directory --no-builtin-rules
+endif
+SHELL       := bash
+Q           := $(if $(filter 1,$(V)),,@)
+
+# FLAGS ============================================================================================
+
+# -ffp-contract=off: products and sums are fused where the header says fma and nowhere else, so the
+# bits are the same with every compiler. GCC 12 warns about its own AVX-512 header, hence the -Wno.
+CLANG       := $(findstring clang,$(CXX))
+WARNINGS    := -Wall -Wextra -Wpedantic -Wconversion -Wsign-conversion -Wshadow -Wold-style-cast
+BASE        := -std=c++17 -ffp-contract=off -I. -Iexamples -isystem $(EIGEN_DIR) \
+               $(if $(ARCH),-march=$(ARCH)) $(if $(filter 1,$(EIGEN)),-DWIDENET_EIGEN=1)
+OPENMP      := $(if $(filter 1,$(OMP)),-fopenmp)
+STRICTLY    := $(WARNINGS) $(if $(CLANG),,-Wno-maybe-uninitialized) \
+               $(if $(filter 1,$(STRICT)),-Werror)
+FLAGS       := $(BASE) $(OPENMP) $(STRICTLY)
+
+# One set of flags per folder of build/; the file `flags` in each remembers them, and when they
+# change, or the compiler does, all in the folder is built again.
+tests_compiler    := $(CXX) $(FLAGS) -O3
+examples_compiler := $(CXX) $(FLAGS) -O3
+bench_compiler    := $(CXX) $(FLAGS) -O3
+sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
+                     -fsanitize=address,undefined -fno-sanitize-recover=all
+cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad=false \
+                     -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
+                     -Xcompiler -Wall,-Wextra,-ffp-contract=off
+
+# FILES ============================================================================================
+
+TESTS       := $(wildcard tests/*.cpp)
+EXAMPLES    := $(wildcard examples/*.cpp)
+BENCHES     := $(wildcard tests/bench/*.cpp)
+
+test_program     := build/tests/widenet_tests
+sanitize_program := build/sanitize/widenet_tests
+cuda_program     := build/cuda/widenet_tests
+example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
+shown_examples   := $(filter-out build/examples/demo,$(example_programs))
+bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
+cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
+
+# TARGETS ==========================================================================================
+
+demo: build/examples/demo  ## train a WideNet on handwritten digits, and show what it learned
+	+@$(RUN) build/examples/demo $(ARGS)
+
+test: $(test_program)  ## the tests that take less than five minutes
+	+@$(RUN) $(test_program) --test-suite-exclude=slow $(ARGS)
+
+test-slow: $(test_program)  ## the tests that take longer (test suite "slow")
+	+@$(RUN) $(test_program) --test-suite=slow $(ARGS)
+
+test-all: test  ## both
+	+@$(MAKE) test-slow
+
+check-examples: $(example_programs)  ## run the examples and compare what they print
+	+@RUN="$(RUN)" tests/tools/check_examples.sh $(shown_examples)
+
+check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
+	+@RUN="$(RUN)" tests/tools/check_demo.sh
+
+expected: $(shown_examples)  ## write what the examples print to examples/expected
+	@mkdir -p examples/expected
+	@for program in $^; do \
+	  $(RUN) $$program > examples/expected/$${program##*/}.txt || exit 1; done
+	@git --no-pager diff --stat examples/expected
+
+sanitize: $(sanitize_program)  ## the tests under the address and undefined behaviour sanitizers
+	+@UBSAN_OPTIONS=print_stacktrace=1 $(sanitize_program) --test-suite-exclude=slow $(ARGS)
+
+lint: | need-lint  ## what a tool can check of style: warnings, contents, macros, columns, ...
+	+@BASE="$(BASE)" WARNINGS="$(WARNINGS)" JOBS=$(JOBS) tests/tools/lint.sh $(ARGS)
+
+format:  ## what clang-format would change; changes nothing
+	@for file in widenet.hpp $(TESTS) $(EXAMPLES); do \
+	  clang-format $$file | diff -u --label $$file --label formatted $$file - || true; done
+
+bench: $(bench_programs) | need-bench  ## time everything; compile times too
+	+@for program in $(bench_programs); do echo "== $${program##*/}"; $(RUN) $$program || exit 1; done
+	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" tests/bench/compile_time.sh
+
+cuda: $(cuda_program) $(cuda_examples)  ## compile tests and examples with nvcc
+	@echo "cuda: compiled the tests and $(words $(cuda_examples)) examples for $(SM)"
+
+test-cuda: cuda  ## the tests on a GPU, where there is one
+	+@if nvidia-smi -L 2> build/cuda/nvidia-smi.txt; then \
+	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
+	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi
+
+install: build/install/widenet.pc  ## install header, pkg-config file, CMake package: PREFIX=...
+	@mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig" \
+	  "$(DESTDIR)$(PREFIX)/share/cmake/widenet"
+	install -m 644 widenet.hpp "$(DESTDIR)$(PREFIX)/include"
+	install -m 644 build/install/widenet.pc "$(DESTDIR)$(PREFIX)/share/pkgconfig"
+	install -m 644 build/install/widenetConfig.cmake build/install/widenetConfigVersion.cmake \
+	  "$(DESTDIR)$(PREFIX)/share/cmake/widenet"
+
+test-install: | need-install  ## install into build/, then build a project with pkg-config and CMake
+	+@CXX="$(CXX)" MAKE="$(MAKE)" EIGEN_DIR="$(EIGEN_DIR)" tests/install/run.sh
+
+clean:  ## remove build/
+	rm -rf build
+
+help:  ## this list
+	@echo "make TARGET [OPTION=...]"; echo
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  \1 \2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while read -r name text; do printf '  %-15s %s\n' "$$name" "$$text"; done
+	@echo; echo "Options:"; sed -n 's/^#: /  /p' $(firstword $(MAKEFILE_LIST))
+
+# RULES ============================================================================================
+
+# What a rule needs on the machine is seen to before it: see tests/tools/need.sh.
+need         = CXX="$(1)" EIGEN_DIR="$(EIGEN_DIR)" tests/tools/need.sh
+basics      := compiler $(if $(OPENMP),openmp) $(if $(filter 1,$(EIGEN)),eigen)
+need-basics:   ; @$(call need,$(CXX)) $(basics)
+need-tests:    ; @$(call need,$(CXX)) $(basics) doctest eigen
+need-sanitize: ; @$(call need,$(CXX)) $(basics) doctest eigen sanitizers
+need-install:  ; @$(call need,$(CXX)) $(basics) cmake pkg-config
+need-bench:    ; @$(call need,$(CXX)) $(basics) eigen
+need-lint:
+	@$(call need,g++) compiler openmp doctest eigen
+	@$(call need,clang++) compiler openmp
+need-cuda:
+	@command -v $(NVCC) > /dev/null || { echo "cuda: there is no $(NVCC) here: install the CUDA \
+	toolkit (developer.nvidia.com/cuda-downloads) or say where it is, NVCC=..."; exit 1; }
+
+$(patsubst %,build/%/flags,tests examples bench sanitize cuda): build/%/flags: FORCE | need-basics
+	@mkdir -p $(@D)
+	@now='$($*_compiler)'; now="$$now; $$($(firstword $($*_compiler)) --version | tr '\n' ' ')"; \
+	  [ "$$now" = "$$(cat $@ 2>/dev/null)" ] || echo "$$now" > $@
+
+build/tests/%.o: tests/%.cpp build/tests/flags | need-tests
+	@echo "$(CXX) $<"
+	$(Q)$(tests_compiler) -MMD -MP -c $< -o $@
+
+$(test_program): $(TESTS:tests/%.cpp=build/tests/%.o)
+	$(Q)$(tests_compiler) $^ -o $@
+
+build/sanitize/%.o: tests/%.cpp build/sanitize/flags | need-sanitize
+	@echo "$(CXX) sanitizing $<"
+	$(Q)$(sanitize_compiler) -MMD -MP -c $< -o $@
+
+$(sanitize_program): $(TESTS:tests/%.cpp=build/sanitize/%.o)
+	$(Q)$(sanitize_compiler) $^ -o $@
+
+build/examples/%: examples/%.cpp build/examples/flags | need-basics
+	@echo "$(CXX) $<"
+	$(Q)$(examples_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
+build/bench/%: tests/bench/%.cpp build/bench/flags | need-bench
+	@echo "$(CXX) $<"
+	$(Q)$(bench_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
+build/cuda/tests/%.o: tests/%.cpp build/cuda/flags | need-cuda need-tests
+	@mkdir -p $(@D); echo "$(NVCC) $<"
+	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
+
+$(cuda_program): $(TESTS:tests/%.cpp=build/cuda/tests/%.o)
+	$(Q)$(cuda_compiler) $^ -o $@ -lcublas
+
+build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
+	@mkdir -p $(@D); echo "$(NVCC) $<"
+	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
+
+build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
+	@mkdir -p $(@D)
+	@PREFIX="$(PREFIX)" tests/install/generate.sh $(@D)
+
+FORCE:
+-include $(shell find build -name '*.d' 2>/dev/null)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test test-slow test-all check-examples check-demo expected sanitize lint format \
+        bench cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        need-sanitize need-install need-bench need-lint need-cuda

@@ -1,0 +1,88 @@
+// digits.hpp - labelled images in memory, and the batches that training draws from them.
+//
+// SPDX-License-Identifier: MIT
+
+#ifndef WIDENET_EXAMPLES_SUPPORT_DIGITS_HPP
+#define WIDENET_EXAMPLES_SUPPORT_DIGITS_HPP
+
+#include "support/idx.hpp"
+#include "widenet.hpp"
+
+#include <algorithm>  // max_element
+#include <cstdint>    // int32_t
+#include <string>     // string
+#include <vector>     // vector
+
+namespace widenet::support {
+
+/// Grey images with values in [-1, 1], and their labels.
+struct LabelledImages {
+  Index count = 0, rows = 0, columns = 0;
+  std::vector<float> pixels;  // (count, rows, columns)
+  std::vector<std::int32_t> labels;
+
+  /// Images first, ..., first + n - 1.
+  LabelledImages slice(Index first, Index n) const {
+    require<ValueError>(0 <= first && 0 <= n && first <= count - n,
+                        "slice: images must lie in [0, ", count, "); got ", first, " to ",
+                        first + n - 1);
+    const auto from = pixels.begin() + first * rows * columns;
+    return {n, rows, columns, {from, from + n * rows * columns},
+            {labels.begin() + first, labels.begin() + first + n}};
+  }
+  /// All of them, as (count, 1, rows, columns).
+  Tensor<float> tensor() const { return {{count, 1, rows, columns}, pixels}; }
+};
+
+/// Reads `<folder>/<part>-images-idx3-ubyte` and `<folder>/<part>-labels-idx1-ubyte`. The largest
+/// pixel of the file becomes 1, and 0 becomes -1.
+inline LabelledImages load_images(const std::string& folder, const std::string& part,
+                                  Index num_classes = 10) {
+  const std::string stem = folder + "/" + part;
+  const IdxData data =
+      read_idx(stem + "-images-idx3-ubyte", stem + "-labels-idx1-ubyte", num_classes);
+  const float half = std::max(1.0f, float(*std::max_element(data.images.begin(),
+                                                            data.images.end()))) / 2;
+  LabelledImages images{data.count, data.rows, data.columns, {}, {}};
+  for (const std::uint8_t value : data.images) images.pixels.push_back(float(value) / half - 1);
+  images.labels.assign(data.labels.begin(), data.labels.end());
+  return images;
+}
+
+struct Batch {
+  Tensor<float> images;  // (B, 1, rows, columns)
+  std::vector<std::int32_t> labels;
+};
+
+/// The batch of a step: a function of the seed and the step, so that training can stop and go on.
+/// Every epoch visits the images in a new order; what does not fill a batch is left out. Each image
+/// is moved by -1, 0 or 1 pixels along both axes, and background moves in.
+inline Batch batch_of_step(const LabelledImages& data, Index batch_size, const Rng& rng,
+                           Index step) {
+  require<ValueError>(0 < batch_size && batch_size <= data.count,
+                      "batch_of_step: the batch size must lie in [1, ", data.count, "]; got ",
+                      batch_size);
+  const Index steps_per_epoch = data.count / batch_size, epoch = step / steps_per_epoch;
+  const std::vector<Index> order =
+      permutation(data.count, rng.for_purpose(Purpose::shuffle).at_step(epoch));
+  const Rng shift = rng.for_purpose(Purpose::augmentation).at_step(step);
+  const Index size = data.rows * data.columns;
+  std::vector<float> pixels(static_cast<std::size_t>(batch_size * size), -1.0f);
+  Batch batch;
+  for (Index b = 0; b < batch_size; ++b) {
+    const Index image = order[static_cast<std::size_t>(step % steps_per_epoch * batch_size + b)];
+    const Index dy = static_cast<Index>(3 * shift.uniform(2 * b)) - 1;
+    const Index dx = static_cast<Index>(3 * shift.uniform(2 * b + 1)) - 1;
+    for (Index y = std::max<Index>(0, dy); y < std::min(data.rows, data.rows + dy); ++y)
+      for (Index x = std::max<Index>(0, dx); x < std::min(data.columns, data.columns + dx); ++x)
+        pixels[static_cast<std::size_t>(b * size + y * data.columns + x)] =
+            data.pixels[static_cast<std::size_t>(image * size + (y - dy) * data.columns + x - dx)];
+    batch.labels.push_back(data.labels[static_cast<std::size_t>(image)]);
+  }
+  batch.images = Tensor<float>({batch_size, 1, data.rows, data.columns}, pixels);
+  return batch;
+}
+
+}  // namespace widenet::support
+
+#endif  // WIDENET_EXAMPLES_SUPPORT_DIGITS_HPP

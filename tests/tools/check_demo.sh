@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A short demo that is interrupted with Ctrl-C and resumed must end with the same model and the same
+# metrics as one that was not. --validate leaves the test digits alone.
+set -um  # -m: what runs in the background hears SIGINT
+
+folder=build/check_demo
+rm -rf "$folder"
+mkdir -p "$folder"
+fail() { echo "FAILED  demo: $*"; exit 1; }
+
+demo() {
+  local out=$1
+  shift
+  exec ${RUN:-} build/examples/demo --validate --steps 60 --out "$folder/$out" "$@" \
+    > "$folder/$out.txt" 2>&1
+}
+lines() { cat "$1" 2> /dev/null | wc -l; }
+
+(demo whole) || fail "ends with an error: $(tail -n 3 "$folder/whole.txt")"
+
+(demo parts) &
+pid=$!
+while [ "$(lines "$folder/parts/metrics.jsonl")" -lt 5 ] && kill -0 $pid 2> /dev/null; do
+  sleep 0.02
+done
+kill -INT $pid 2> /dev/null || fail "ended before it could be interrupted"
+wait $pid || fail "ends with an error when it is interrupted: $(tail -n 3 "$folder/parts.txt")"
+stopped=$(lines "$folder/parts/metrics.jsonl")
+[ "$stopped" -lt 60 ] || fail "did not stop when it was interrupted"
+
+(OMP_NUM_THREADS=1 demo parts --resume) ||
+  fail "does not resume: $(tail -n 3 "$folder/parts.txt")"
+for file in model.safetensors metrics.jsonl; do
+  cmp "$folder/whole/$file" "$folder/parts/$file" || fail "$file differs after a resume"
+done
+for part in "<svg" "</html>"; do
+  grep -q "$part" "$folder/whole/report.html" || fail "the report lacks $part"
+done
+echo "ok      demo: stopped after $stopped of 60 steps, resumed with one thread, the same bits"
