@@ -54,13 +54,19 @@ STRICTLY    := $(WARNINGS) $(if $(CLANG),,-Wno-maybe-uninitialized) \
                $(if $(filter 1,$(STRICT)),-Werror)
 FLAGS       := $(BASE) $(OPENMP) $(STRICTLY)
 
+# The tests of chapter 15 let system calls fail, one after the other.
+WRAPPED     := open write fsync close rename
+
 # One set of flags per folder of build/; the file `flags` in each remembers them, and when they
-# change, or the compiler does, all in the folder is built again.
+# change, or the compiler does, all in the folder is built again. The four checks that the sanitized
+# build leaves out take g++ 12 from 37 s to 100 s for one test file; the address sanitizer sees what
+# they see but for misaligned pointers.
 tests_compiler    := $(CXX) $(FLAGS) -O3
 examples_compiler := $(CXX) $(FLAGS) -O3
 bench_compiler    := $(CXX) $(FLAGS) -O3
-sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g -fno-omit-frame-pointer -D_GLIBCXX_ASSERTIONS \
-                     -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g1 -fno-omit-frame-pointer \
+                     -D_GLIBCXX_ASSERTIONS -fno-sanitize-recover=all \
+                     -fsanitize=address,undefined -fno-sanitize=null,alignment,object-size,vptr
 cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad=false \
                      -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
                      -Xcompiler -Wall,-Wextra,-ffp-contract=off
@@ -174,14 +180,14 @@ build/tests/%.o: tests/%.cpp build/tests/flags | need-tests
 	$(Q)$(tests_compiler) -MMD -MP -c $< -o $@
 
 $(test_program): $(TESTS:tests/%.cpp=build/tests/%.o)
-	$(Q)$(tests_compiler) $^ -o $@
+	$(Q)$(tests_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
 
 build/sanitize/%.o: tests/%.cpp build/sanitize/flags | need-sanitize
 	@echo "$(CXX) sanitizing $<"
 	$(Q)$(sanitize_compiler) -MMD -MP -c $< -o $@
 
 $(sanitize_program): $(TESTS:tests/%.cpp=build/sanitize/%.o)
-	$(Q)$(sanitize_compiler) $^ -o $@
+	$(Q)$(sanitize_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
 
 build/examples/%: examples/%.cpp build/examples/flags | need-basics
 	@echo "$(CXX) $<"
@@ -196,7 +202,7 @@ build/cuda/tests/%.o: tests/%.cpp build/cuda/flags | need-cuda need-tests
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
 
 $(cuda_program): $(TESTS:tests/%.cpp=build/cuda/tests/%.o)
-	$(Q)$(cuda_compiler) $^ -o $@ -lcublas
+	$(Q)$(cuda_compiler) $(WRAPPED:%=-Xlinker --wrap=%) $^ -o $@ -lcublas
 
 build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 	@mkdir -p $(@D); echo "$(NVCC) $<"
@@ -207,7 +213,7 @@ build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
 	@PREFIX="$(PREFIX)" tests/install/generate.sh $(@D)
 
 FORCE:
--include $(shell find build -name '*.d' 2>/dev/null)
+-include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples check-demo expected sanitize lint format \

@@ -17,7 +17,8 @@ int main() {
 
   std::printf("L = %.6f\n", loss.item());
   const std::vector<double> dx = x.gradient().to_vector(), dw = w.gradient().to_vector();
-  for (std::size_t i = 0; i < 3; ++i) std::printf("dL/dx[%zu] = %.6f   dL/dw[%zu] = %.6f\n", i, dx[i], i, dw[i]);
+  for (std::size_t i = 0; i < 3; ++i)
+    std::printf("dL/dx[%zu] = %.6f   dL/dw[%zu] = %.6f\n", i, dx[i], i, dw[i]);
 
   // Gradients accumulate: a second backward adds to what is there, until it is cleared.
   wn::sum(wn::multiply(w, wn::tanh(x))).backward();

@@ -301,8 +301,8 @@ int demo(const Options& options) {
   } else {
     testing = support::load_images(options.data, "test");
   }
-  std::cout << "A WideNet with " << wn::count_parameters(demo_config()) << " parameters learns from "
-            << training.count << " handwritten digits." << std::endl;
+  std::cout << "A WideNet with " << wn::count_parameters(demo_config())
+            << " parameters learns from " << training.count << " handwritten digits." << std::endl;
   std::vector<double> accuracies;
   for (wn::Index i = 0; i < options.seeds; ++i) {
     const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(i);

@@ -9,7 +9,7 @@ namespace {
 
 template <class T>
 std::vector<T> values(Index n) {
-  return Tensor<T>::uniform({n}, Rng(7), T(-1), T(1)).to_vector();
+  return check::normal<T>({n}, 0).to_vector();
 }
 
 /// The sum as the header promises it: lane by lane, then over the lanes in a tree.
@@ -43,7 +43,8 @@ void check_team() {
 TEST_CASE("backend: a team adds lane by lane, then in a tree, and finds the maximum") {
   check_team<float>();
   check_team<double>();
-  CHECK(Team{}.sum<std::int32_t>(100, [](Index i) { return static_cast<std::int32_t>(i); }) == 4950);
+  const auto identity = [](Index i) { return static_cast<std::int32_t>(i); };
+  CHECK(Team{}.sum<std::int32_t>(100, identity) == 4950);
 }
 
 TEST_CASE("backend: a team visits each element once") {

@@ -75,8 +75,8 @@ TEST_CASE("extract_patches: known values in the order row, column, channel; erro
 
   const auto throws = [](const Shape& shape, Index P, const char* got) {
     const std::string text =
-        "widenet: extract_patches: images must be (B, channels, height, width) with sides divisible "
-        "by P = " + std::string(got);
+        "widenet: extract_patches: images must be (B, channels, height, width) with sides "
+        "divisible by P = " + std::string(got);
     CHECK_THROWS_WITH_AS(extract_patches(Tensor<float>::zeros(shape), P), text.c_str(), ShapeError);
   };
   throws({1, 4, 6}, 2, "2; got (1, 4, 6)");
@@ -229,7 +229,7 @@ TEST_CASE("count_parameters: the models of the paper, exactly, without memory") 
   for (const Row& row : rows) {
     INFO("width ", row.config.encoder.width, ", ", row.count);
     CHECK(count_parameters(row.config) == row.count);
-    CHECK(VisionModel<double>::count_parameters(row.config) == row.count);
+    CHECK(VisionModel<double>::count_all(row.config) == row.count);
     VisionConfig trained = row.config;
     trained.class_token = ClassToken::trained;
     CHECK(count_parameters(trained) == row.count + row.config.encoder.width);

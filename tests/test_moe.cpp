@@ -10,7 +10,7 @@ namespace {
 
 using Ints = std::vector<std::int32_t>;
 
-constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double unbounded = std::numeric_limits<double>::infinity();
 
 Tensor<double> log_of(const Shape& shape, std::vector<double> p) {
   for (double& value : p) value = std::log(value);
@@ -249,7 +249,7 @@ TEST_CASE("route: ties go to the lower index") {
   CHECK(chosen(5, {1, 3, 3, 0, 3}, 2) == Ints{1, 2});
   CHECK(chosen(5, {1, 3, 3, 0, 3}, 4) == Ints{1, 2, 4, 0});
   CHECK(chosen(4, {0, 0, 0, 0}, 3) == Ints{0, 1, 2});
-  CHECK(chosen(3, {-infinity, 0, -infinity}, 2) == Ints{1, 0});  // of probability 0, too
+  CHECK(chosen(3, {-unbounded, 0, -unbounded}, 2) == Ints{1, 0});  // of probability 0, too
   CHECK(chosen(3, {-2000, 0, -1000}, 2) == Ints{1, 0});          // they underflow to the same
   const std::vector<double> same(67, 2.5);
   const Ints many = chosen(67, same, 67);
@@ -357,7 +357,7 @@ TEST_CASE("route: NaN goes on as NaN, without a crash, under every rule") {
   for (const Priority priority : {Priority::token_major, Priority::choice_major,
                                   Priority::batch_priority, Priority::highest_gate}) {
     std::vector<double> z = busy_logits().to_vector();
-    z[4 * 4 + 2] = nan, z[6 * 4] = infinity;  // tokens 4 and 6
+    z[4 * 4 + 2] = nan, z[6 * 4] = unbounded;  // tokens 4 and 6
     for (int repeat = 0; repeat < 3; ++repeat) {
       INFO("priority ", static_cast<int>(priority), ", repeat ", repeat);
       { const Buffer<std::int32_t> junk(Ints(16, 1 << 20)); }  // what an unwritten buffer may hold
@@ -367,12 +367,12 @@ TEST_CASE("route: NaN goes on as NaN, without a crash, under every rule") {
       for (std::size_t i = 0; i < gate.size(); ++i)
         CHECK(std::isnan(gate[i]) == (i / 2 == 4 || i / 2 == 6));
       CHECK(std::isnan(balance_loss(r).item()));
-      std::fill(z.begin(), z.end(), repeat == 0 ? nan : -infinity);
+      std::fill(z.begin(), z.end(), repeat == 0 ? nan : -unbounded);
       const Routing<double> all = route(check::tensor({8, 4}, z), options(2, {6, 5}, priority));
       check_consistent(all);
       CHECK(all.load.to_vector() == Ints{8, 8, 0, 0});
       z = busy_logits().to_vector();
-      z[4 * 4 + 2] = nan, z[6 * 4] = infinity;
+      z[4 * 4 + 2] = nan, z[6 * 4] = unbounded;
     }
   }
 }
@@ -660,6 +660,7 @@ TEST_CASE("mixture of experts: gradients of all of it with frozen routing, K = 1
   const auto w1 = check::normal({E, D, F}, 32), b1 = check::normal({E, F}, 33);
   const auto w2 = check::normal({E, F, D}, 34), b2 = check::normal({E, D}, 35);
   const Buffer<double> noise = router_noise<double>(RouterNoise::one_over_experts, N, E, Rng(2));
+  const check::OneThread one_thread;
   for (const Index K : {1, 2})
     for (const Priority priority : {Priority::token_major, Priority::highest_gate}) {
       const auto f = [&](const Replay<double>& replay) {
@@ -674,6 +675,27 @@ TEST_CASE("mixture of experts: gradients of all of it with frozen routing, K = 1
       INFO("K = ", K, ": ", report.where, ", margin ", report.margin);
       CHECK(report.max_error < 1e-7);
     }
+}
+
+TEST_CASE("mixture of experts: nobody reads what nobody wrote") {
+  // Empty slots have no values; what happens to lie there must reach neither results nor gradients.
+  const Index E = 5, D = 7, F = 3;
+  const Routing<double> r = route(lopsided_logits(), options(2, {5, 1}));
+  REQUIRE(r.C == 13);
+  const auto x = check::normal({13, D}, 41), w1 = check::normal({E, D, F}, 42);
+  const auto b1 = check::normal({E, F}, 43), w2 = check::normal({E, F, D}, 44);
+  const auto b2 = check::normal({E, D}, 45), g = check::normal({13, 2}, 46);
+  for (const auto& input : {x, w1, b1, w2, b2, g}) input.require_gradient();
+  for (const bool drops : {false, true}) {
+    check::poison_memory();
+    const ExpertDropout<double> drop{{Rng(5), .3}, {Rng(6), .3}, drops};
+    const auto y = combine(experts(dispatch(x, r), w1, b1, w2, b2, r, Gelu::tanh, drop), g, r);
+    y.backward(check::normal({13, D}, 47).value());
+    std::vector<double> all = y.to_vector();
+    for (const auto& input : {x, w1, b1, w2, b2, g})
+      check::append(all, input.gradient().to_vector());
+    CHECK(std::all_of(all.begin(), all.end(), [](double value) { return std::isfinite(value); }));
+  }
 }
 
 TEST_CASE("mixture of experts: a token that lost everything passes through the residual") {

@@ -52,7 +52,7 @@ TEST_CASE("random numbers: every purpose, block, step, micro-batch and seed has 
   std::set<Block> seen;
   Index count = 0;
   for (const std::uint64_t seed : {std::uint64_t(0), std::uint64_t(1), std::uint64_t(1) << 32})
-    for (std::uint32_t purpose = 0; purpose <= static_cast<std::uint32_t>(Purpose::check); ++purpose)
+    for (int purpose = 0; purpose <= static_cast<int>(Purpose::check); ++purpose)
       for (const Index at_block : {0, 1, 65535})
         for (const Index step : {Index(0), Index(1), (Index(1) << 32) - 1})
           for (const Index micro_batch : {0, 1, (1 << 24) - 1})

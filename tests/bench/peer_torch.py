@@ -6,9 +6,10 @@
   peer_torch.py export CONFIG DIRECTORY          DIRECTORY/CONFIG.safetensors: everything that goes
                                                  into the first step, and everything it computes
 
-CONFIG is digits1, digits2, mnist, cifar, mlm or wideB. A step is forward, backward and AdamW in fp32.
+CONFIG is digits1, digits2, mnist, cifar, mlm or wideB; a step is forward, backward and AdamW in
+fp32. All start from the same weights and the same batch, which depend on --seed and --moe alone.
 Needs torch; `export` needs safetensors too; the peak is read through a small library that g++ makes
-from peak.hpp. Each form that the options offer is there because it was the fastest somewhere.
+from peak.hpp.
 """
 import argparse
 import ctypes
@@ -109,7 +110,7 @@ def slots(experts, num_experts):
 
 
 class MixtureOfExperts(nn.Module):
-    """Router and experts; `form` is sorted (a product per expert) or batched (slots padded to C)."""
+    """Router and experts; `form`: sorted (a product per expert) or batched (padded to C)."""
 
     def __init__(self, c, form):
         super().__init__()
@@ -231,15 +232,14 @@ class WideNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self):
-        """N(0, 1 / fan-in) matrices; small values where zero or one would hide a mistake."""
+        """N(0, 1 / fan-in) matrices; a narrow router, so that few choices are dropped; the rest
+        N(0, 0.02^2), around one for LayerNorm weights: zeros and ones would hide mistakes."""
         for name, parameter in self.named_parameters():
-            parameter.normal_(0.0, 0.02)
+            fan_in = parameter.shape[1] if parameter.dim() > 1 else 1
+            is_narrow = fan_in == 1 or name in ("position", "word.weight", "moe.router.weight")
+            parameter.normal_(0.0, 0.02 if is_narrow else fan_in ** -0.5)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1.0)
-            elif parameter.dim() == 3:
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5 if parameter.shape[1] > 1 else 0.02)
-            elif parameter.dim() == 2 and name not in ("position", "word.weight"):
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5)
 
     def forward(self, inputs, predicted=None, noise=None):
         """Images (B, channels, H, W), or words (B, T) and the token numbers (M) to predict.
@@ -268,7 +268,8 @@ class WideNet(nn.Module):
             return self.head(x[:, 0]), balance, torch.stack(loads), experts
         x = x.view(-1, c["D"]).index_select(0, predicted)
         x = self.transform_norm(F.gelu(self.transform(x), approximate="tanh"))
-        return F.linear(x, self.word.weight, self.decoder_bias), balance, torch.stack(loads), experts
+        logits = F.linear(x, self.word.weight, self.decoder_bias)
+        return logits, balance, torch.stack(loads), experts
 
     def attend_and_route(self, x, weight1, bias1, weight2, bias2, noise):
         """The part of a block whose shapes do not depend on the values. The LayerNorms of a block
@@ -374,8 +375,10 @@ class Peer:
         return loss.detach(), loads
 
     def measure(self, seconds):
-        """At least three steps, at least `seconds`; the peak is read on both sides of each."""
+        """At least three steps, at least `seconds`; the peak is read on both sides of each. One
+        step more, before them, brings the caches back after a pause."""
         c, threads = self.c, self.options.threads
+        self.step()
         times, peaks, kept = [], [self.peak(threads)], []
         started = time.perf_counter()
         while len(times) < 3 or time.perf_counter() - started < seconds:
@@ -394,7 +397,7 @@ class Peer:
         self.highest_mb = max(self.highest_mb, highest_mb)
         options = self.options
         return dict(
-            config=options.config, threads=threads, mode="compile" if options.compile else "eager",
+            config=options.config, threads=threads, compile=options.compile,
             moe=options.moe, attention=options.attention, optimizer=options.optimizer,
             torch=torch.__version__, steps=len(times), ms=seconds * 1e3, min_ms=min(times) * 1e3,
             tokens_per_second=tokens / seconds, gflop=gflop, peak_gflops=statistics.median(around),
@@ -483,7 +486,7 @@ def export(options):
         tensors[f"expert.{i}"] = experts[i].view(n, k).int()
         tensors[f"slot.{i}"] = torch.where(slot < capacity(c), slot, -1).view(n, k).int()
     tensors["logits"] = logits.detach()
-    tensors["loss"], tensors["balance_loss"] = loss.detach(), torch.as_tensor(balance).detach()
+    tensors["loss"], tensors["balance_loss"] = loss.detach(), balance.detach()
     gradients = common_names(model, lambda parameter: torch.zeros_like(parameter)
                              if parameter.grad is None else parameter.grad)
     for name, gradient in gradients.items():
@@ -497,7 +500,7 @@ def export(options):
     save_file(tensors, str(path), metadata=facts)
     kept = float(loads.clamp(max=capacity(c)).sum() / loads.sum())
     print(json.dumps(dict(config=options.config, file=str(path), loss=float(loss.detach()),
-                          balance_loss=float(balance), kept_fraction=kept)))
+                          balance_loss=float(balance.detach()), kept_fraction=kept)))
 
 
 def main():
@@ -505,8 +508,8 @@ def main():
     parser.add_argument("command", choices=["time", "serve", "export"])
     parser.add_argument("config", choices=list(CONFIGS))
     parser.add_argument("argument", help="threads, or the directory of an export")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--compile-mode", default="default")
+    parser.add_argument("--compile", choices=["none", "parts", "model"], default="none",
+                        help="parts: what lies between two dispatches; model: all at once")
     parser.add_argument("--moe", choices=["sorted", "batched"], default="sorted")
     parser.add_argument("--attention", choices=["fused", "plain"], default="fused")
     parser.add_argument("--optimizer", choices=["fused", "foreach"], default="fused")
