@@ -101,14 +101,10 @@
 #  define WIDENET_HOST_DEVICE
 #endif
 
-#if defined(__clang__)
-#  pragma clang diagnostic push
-#  pragma clang diagnostic ignored "-Wpass-failed"  // a loop marked independent may stay scalar
-#  define WIDENET_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#  define WIDENET_INDEPENDENT _Pragma("GCC ivdep")
+#if defined(__GNUC__) && !defined(__clang__)
+#  define WIDENET_INDEPENDENT _Pragma("GCC ivdep")  // no two steps of a loop touch one element
 #else
-#  define WIDENET_INDEPENDENT
+#  define WIDENET_INDEPENDENT  // clang warns in the user's program where it cannot make use of it
 #endif
 
 #if defined(_OPENMP) && !WIDENET_CUDA
@@ -132,6 +128,7 @@
 #  pragma GCC diagnostic ignored "-Wshadow"
 #  pragma GCC diagnostic ignored "-Wold-style-cast"
 #  include <Eigen/Core>
+#  undef EIGEN_DONT_PARALLELIZE
 #  pragma GCC diagnostic pop
 #elif WIDENET_NO_VECTORS
 #elif defined(__AVX512F__)
@@ -1955,8 +1952,8 @@ template <class T> void first_gates(T* key, const T* gate, Index N, Index K) {
   for_each(N, [=] WIDENET_KERNEL(Index n) { key[n] = gate[n * K]; });
 }
 /// order[rank] = i, where rank counts the larger keys and, among equal ones, the earlier; NaN is
-/// the smallest. All pairs are compared: n^2 work, for orders of priority that only comparisons with
-/// other code ask for.
+/// the smallest. All pairs are compared: n^2 work, for orders of priority that only comparisons
+/// with other code ask for.
 template <class T>
 void order_by_key(std::int32_t* order, const T* key, Index n) {
   for_each_row(n, [=] WIDENET_KERNEL(Index i, Team team) {
@@ -4672,8 +4669,8 @@ class Json {
       for (int i = 0; i < 4; ++i) {
         ++at;
         const char c = peek();
-        const auto from = [c](char first, int value) {
-          return static_cast<std::uint32_t>(c - first + value);
+        const auto from = [c](char first, int meaning) {
+          return static_cast<std::uint32_t>(c - first + meaning);
         };
         const std::uint32_t digit = c >= '0' && c <= '9'   ? from('0', 0)
                                     : c >= 'a' && c <= 'f' ? from('a', 10)
@@ -5415,10 +5412,6 @@ Difference compare(const std::vector<T>& a, const std::vector<T>& b) {
 
 }  // namespace WIDENET_ABI
 }  // namespace widenet
-
-#if defined(__clang__)
-#  pragma clang diagnostic pop
-#endif
 
 #undef WIDENET_ABI
 #undef WIDENET_KERNEL

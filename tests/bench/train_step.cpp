@@ -123,8 +123,8 @@ int compare_with(const Config& config, const std::string& path) {
     const auto their_expert = file.values<std::int32_t>("expert." + std::to_string(i));
     const auto their_slot = file.values<std::int32_t>("slot." + std::to_string(i));
     for (std::size_t c = 0; c < expert.size(); ++c) {
-      num_flips += expert[c] != their_expert[c] ? 1 : 0;
-      num_slots += slot[c] != their_slot[c] ? 1 : 0;
+      num_flips += expert[c] != their_expert[c] ? 1u : 0u;
+      num_slots += slot[c] != their_slot[c] ? 1u : 0u;
     }
   }
   std::printf("  choices that differ: %zu experts, %zu slots\n", num_flips, num_slots);
