@@ -29,7 +29,7 @@ namespace {
 
 struct Options {
   std::string data = "data/digits", out = "build/demo";
-  wn::Index steps = 900, batch = 64, seeds = 1;
+  wn::Index steps = 1200, batch = 64, seeds = 1;
   std::uint64_t seed = 0;
   bool resume = false, validate = false;
 };

@@ -43,7 +43,7 @@ int main() {
   std::printf("balance loss %.4f, by hand %.4f\n", wn::balance_loss(routing).item(), by_hand);
 
   // Expert e multiplies by e + 1; a token with value 1 gets the sum of gate * (e + 1) over its kept
-  // choices. Token 2 loses both choices and gets 0: a residual connection would pass it on.
+  // choices. Token 4 loses both choices and gets 0: a residual connection would pass it on.
   const wn::Tensor<double> slots = wn::dispatch(wn::Tensor<double>::full({5, 1}, 1), routing);
   std::vector<double> results = slots.to_vector();
   for (std::size_t i = 0; i < results.size(); ++i)

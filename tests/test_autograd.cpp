@@ -61,9 +61,11 @@ TEST_CASE("autograd: a gradient that was read stays as it was read") {
   sum(3.0 * x).backward();
   const Buffer<double> first = x.gradient();
   sum(4.0 * x).backward();
+  const Buffer<double> second = x.gradient();
   x.zero_gradient();
   sum(5.0 * x).backward();
   CHECK(first.to_vector() == Values{3, 3});
+  CHECK(second.to_vector() == Values{7, 7});
   CHECK(x.gradient().to_vector() == Values{5, 5});
 }
 
@@ -204,10 +206,11 @@ TEST_CASE("autograd: forgotten values are computed again, with the same bits") {
   const auto x = check::normal<float>({31, 67}, 0).require_gradient();
   const auto gamma = check::normal<float>({67}, 1), beta = check::normal<float>({67}, 2);
   const auto w = check::normal<float>({67, 5}, 3).require_gradient();
+  const float eps = 0.5f;  // large enough to be seen
   const auto gradients = [&](bool forgets) {
     x.zero_gradient();
     w.zero_gradient();
-    const auto h = layer_norm(x, gamma, beta), view = h.reshaped({67, 31}), y = linear(h, w);
+    const auto h = layer_norm(x, gamma, beta, eps), view = h.reshaped({67, 31}), y = linear(h, w);
     std::vector<float> all = view.to_vector();
     if (forgets) {
       const Index before = memory_use().in_use;
@@ -224,7 +227,7 @@ TEST_CASE("autograd: forgotten values are computed again, with the same bits") {
   const auto expected = gradients(false);
   CHECK(check::same_bits(gradients(true), expected));
 
-  const auto h = layer_norm(x, gamma, beta), view = h.reshaped({67, 31});
+  const auto h = layer_norm(x, gamma, beta, eps), view = h.reshaped({67, 31});
   const auto values = view.to_vector();
   h.forget();
   view.forget();

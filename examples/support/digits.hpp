@@ -55,8 +55,8 @@ struct Batch {
 };
 
 /// The batch of a step: a function of the seed and the step, so that training can stop and go on.
-/// Every epoch visits the images in a new order; what does not fill a batch is left out. Each image
-/// is moved by -1, 0 or 1 pixels along both axes, and background moves in.
+/// Every epoch visits the images in a new order; what does not fill a batch is left out. Every other
+/// image is moved by -1, 0 or 1 pixels along both axes, and background moves in.
 inline Batch batch_of_step(const LabelledImages& data, Index batch_size, const Rng& rng,
                            Index step) {
   require<ValueError>(0 < batch_size && batch_size <= data.count,
@@ -71,8 +71,9 @@ inline Batch batch_of_step(const LabelledImages& data, Index batch_size, const R
   Batch batch;
   for (Index b = 0; b < batch_size; ++b) {
     const Index image = order[static_cast<std::size_t>(step % steps_per_epoch * batch_size + b)];
-    const Index dy = static_cast<Index>(3 * shift.uniform(2 * b)) - 1;
-    const Index dx = static_cast<Index>(3 * shift.uniform(2 * b + 1)) - 1;
+    const auto draw = [&](Index i) { return static_cast<Index>(3 * shift.uniform(4 * b + i)) - 1; };
+    const bool is_moved = shift.uniform(4 * b) < 0.5;
+    const Index dy = is_moved ? draw(1) : 0, dx = is_moved ? draw(2) : 0;
     for (Index y = std::max<Index>(0, dy); y < std::min(data.rows, data.rows + dy); ++y)
       for (Index x = std::max<Index>(0, dx); x < std::min(data.columns, data.columns + dx); ++x)
         pixels[static_cast<std::size_t>(b * size + y * data.columns + x)] =

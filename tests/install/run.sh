@@ -29,7 +29,8 @@ export PKG_CONFIG_PATH=$prefix/share/pkgconfig
 eigen="-isystem $EIGEN_DIR"
 
 check "pkg-config knows the version" "$version" pkg-config --modversion widenet
-check "pkg-config says where the header is" "-I$prefix/include" pkg-config --cflags-only-I widenet
+check "pkg-config says where the header is" "-I$prefix/include" \
+  bash -c 'echo $(pkg-config --cflags-only-I widenet)'
 
 with_pkg_config() {  # options of pkg-config
   $CXX -std=c++17 -O1 $eigen $here/consumer.cpp -o "$work/consumer" \
