@@ -125,10 +125,10 @@ bench: $(bench_programs) | need-bench  ## time everything; compile times too
 	+@for program in $(bench_programs); do echo "== $${program##*/}"; $(RUN) $$program || exit 1; done
 	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" tests/bench/compile_time.sh
 
-cuda: $(cuda_program) $(cuda_examples)  ## compile tests and examples with nvcc
-	@echo "cuda: compiled the tests and $(words $(cuda_examples)) examples for $(SM)"
+cuda: $(cuda_examples)  ## compile the examples with nvcc
+	@echo "cuda: compiled $(words $(cuda_examples)) examples for $(SM)"
 
-test-cuda: cuda  ## the tests on a GPU, where there is one
+test-cuda: cuda $(cuda_program)  ## the tests on a GPU, where there is one
 	+@if nvidia-smi -L 2> build/cuda/nvidia-smi.txt; then \
 	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
 	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi

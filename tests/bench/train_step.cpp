@@ -1,5 +1,6 @@
 // Times whole training steps (forward, backward, AdamW, fp32) of one configuration.
 //
+//   train_step                                                       all, one and two threads
 //   train_step CONFIG THREADS [--seconds S] [--set NAME=VALUE]...    one JSON line
 //   train_step CONFIG THREADS --evaluate [--batch B]                 the same for evaluation
 //   train_step CONFIG THREADS --compare FILE     against a step that the PyTorch peer exported
@@ -167,18 +168,30 @@ void set(Config& config, const std::string& assignment) {
                         "got ", name);
 }
 
+void use_threads([[maybe_unused]] int threads) {
+#ifdef _OPENMP
+  omp_set_num_threads(threads);
+#endif
+}
+
 int run(int argc, char** argv) {
-  require<ValueError>(argc >= 3, "train_step: CONFIG and THREADS must be given");
   std::vector<Config> configs = all_configs();
+  if (argc == 1) {
+    for (const Config& config : configs)
+      for (const int threads : {1, 2}) {
+        use_threads(threads);
+        time_steps(config, threads, false, 1);
+      }
+    return 0;
+  }
+  require<ValueError>(argc >= 3, "train_step: CONFIG and THREADS must be given");
   const auto found = std::find_if(configs.begin(), configs.end(),
                                   [&](const Config& c) { return c.name == argv[1]; });
   require<ValueError>(found != configs.end(), "train_step: CONFIG must be one of digits1 digits2 "
                       "mnist cifar mlm wideB; got ", argv[1]);
   const int threads = std::atoi(argv[2]);
   require<ValueError>(threads > 0, "train_step: THREADS must be positive; got ", argv[2]);
-#ifdef _OPENMP
-  omp_set_num_threads(threads);
-#endif
+  use_threads(threads);
   bool evaluates = false;
   double seconds = 2;
   std::string compared;
