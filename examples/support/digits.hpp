@@ -55,8 +55,8 @@ struct Batch {
 };
 
 /// The batch of a step: a function of the seed and the step, so that training can stop and go on.
-/// Every epoch visits the images in a new order; what does not fill a batch is left out. Every other
-/// image is moved by -1, 0 or 1 pixels along both axes, and background moves in.
+/// Every epoch visits the images in a new order; what does not fill a batch is left out. One image
+/// in two is moved by -1, 0 or 1 pixels along both axes, and background moves in.
 inline Batch batch_of_step(const LabelledImages& data, Index batch_size, const Rng& rng,
                            Index step) {
   require<ValueError>(0 < batch_size && batch_size <= data.count,
