@@ -144,7 +144,7 @@ Trained train(const Options& options, const support::LabelledImages& data, const
     double dropped = 0;
     for (const auto& routing : out.routings)
       dropped += routing.dropped_fraction() / double(out.routings.size());
-    const double balance = out.balance_loss.item() / double(out.routings.size());
+    const double balance = out.balance_loss.item();
     metrics.write(support::JsonLine()
                       .add("step", step)
                       .add("loss", main_loss.item())
@@ -218,7 +218,7 @@ support::Series curve(const std::string& path, const std::string& field, const s
   return series;
 }
 
-/// Sixteen test digits, the wrong ones first.
+/// Twenty-four test digits, the wrong ones first.
 std::vector<support::Digit> gallery(const support::LabelledImages& data, const Evaluation& result,
                                     std::size_t block, wn::Index patch) {
   const std::vector<float> p = wn::softmax(result.out.logits).to_vector();
@@ -229,7 +229,7 @@ std::vector<support::Digit> gallery(const support::LabelledImages& data, const E
   const std::size_t tokens = expert.size() / K / data.labels.size();
   std::vector<support::Digit> digits;
   for (const bool show_right : {false, true})
-    for (std::size_t i = 0; i < data.labels.size() && digits.size() < 16; ++i) {
+    for (std::size_t i = 0; i < data.labels.size() && digits.size() < 24; ++i) {
       if ((result.predicted[i] == data.labels[i]) != show_right) continue;
       support::Digit digit;
       digit.rows = data.rows, digit.columns = data.columns, digit.patch = patch;
@@ -274,9 +274,9 @@ void write_report(const Run& run, const Options& options, const Trained& trained
       {"batch", std::to_string(options.batch)},
       {"seed", std::to_string(options.seed)}};
   report.loss = {curve(run.metrics(), "loss", "training", 0)};
-  report.balance_loss = {curve(run.metrics(), "balance_loss", "mean over blocks", 1)};
+  report.balance_loss = {curve(run.metrics(), "balance_loss", "training", 1)};
   report.dropped = {curve(run.metrics(), "dropped", "training", 2)};
-  report.accuracy = {curve(run.metrics(), "accuracy", "training batches", 0),
+  report.accuracy = {curve(run.metrics(), "accuracy", "training", 0),
                      {options.validate ? "validation" : "test",
                       {double(options.steps)}, {result.accuracy}, 3, false}};
   for (const auto& routing : result.out.routings) {
