@@ -28,6 +28,8 @@ JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),
 #: JOBS=1           compilers at the same time; one per core unless given
 V           ?= 0
 #: V=1              show the commands
+PYTHON      ?= python3
+#: PYTHON=...       the Python that has torch, for bench-torch
 PREFIX      ?= /usr/local
 #: PREFIX=...       where `make install` puts the library; DESTDIR is honoured
 NVCC        ?= nvcc
@@ -125,6 +127,9 @@ bench: $(bench_programs) | need-bench  ## time everything; compile times too
 	+@for program in $(bench_programs); do echo "== $${program##*/}"; $(RUN) $$program || exit 1; done
 	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" tests/bench/compile_time.sh
 
+bench-torch: build/bench/train_step  ## time training steps beside PyTorch's: PYTHON=... with torch
+	+@$(PYTHON) tests/bench/bench_torch.py $(ARGS)
+
 cuda: $(cuda_examples)  ## compile the examples with nvcc
 	@echo "cuda: compiled $(words $(cuda_examples)) examples for $(SM)"
 
@@ -217,5 +222,5 @@ FORCE:
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples check-demo expected sanitize lint format \
-        bench cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
         need-sanitize need-install need-bench need-lint need-cuda

@@ -558,8 +558,8 @@ inline std::string report_html(const Report& report) {
                       "<i>p<sub>c</sub></i> + <i>&lambda;</i> &middot; balance loss",
                       line_chart({"Loss", "step", "cross entropy", report.loss}));
   if (!report.accuracy.empty())
-    figures += figure("Accuracy", "Share of images read right: of the batches while they are learned, "
-                      "and of images never seen, after that.", "",
+    figures += figure("Accuracy", "Share of images read right: of the batches while they are "
+                      "learned, and of images never seen, after that.", "",
                       line_chart({"Accuracy", "step", "accuracy", report.accuracy, true}));
   if (!report.balance_loss.empty()) {
     LineChart chart{"Balance loss", "step", "sum over blocks", report.balance_loss};
