@@ -3702,7 +3702,6 @@ struct EncoderConfig {
   Gelu gelu = Gelu::tanh;
   double dropout = 0;
   Conventions conventions;
-  bool recomputes_blocks = false;  // keep only the inputs of blocks; compute the rest again
 
   Index num_moe_blocks() const { return experts == 0 ? 0 : moe_blocks < 0 ? blocks : moe_blocks; }
   bool is_moe(Index block) const { return block >= blocks - num_moe_blocks(); }
@@ -3743,9 +3742,11 @@ struct EncoderConfig {
           "capacity_factor must be positive", capacity_factor);
     check(layer_norm_eps > 0, "layer_norm_eps must be positive", layer_norm_eps);
     check(dropout >= 0 && dropout < 1, "dropout must lie in [0, 1)", dropout);
-    check(!recomputes_blocks || routing_groups < 0,
-          "recomputes_blocks needs every block to route for itself: routing_groups must be -1",
-          routing_groups);
+    check(blocks <= 65536, "blocks must not exceed 65536", blocks);
+    check(capacity_factor.numerator <= 1000000 && capacity_factor.denominator <= 1000000,
+          "numerator and denominator of capacity_factor must not exceed 1000000", capacity_factor);
+    check(conventions.unusable_slots >= 0, "unusable_slots must not be negative",
+          conventions.unusable_slots);
     return found;
   }
 };
@@ -5035,7 +5036,6 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
-  visit("recomputes_blocks", c.recomputes_blocks);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("router_noise", c.conventions.noise,
         {"none", "one_over_experts", "one_over_experts_squared"});
@@ -5214,10 +5214,12 @@ TrainingState load_checkpoint(const std::string& path, const Model<T>& model,
 
 namespace detail {
 
-/// Finds the largest integer in a configuration.
+/// Finds the largest extent in a configuration.
 struct LargestField {
   Index largest = 0;
-  void operator()(const char*, Index value) { largest = std::max(largest, value); }
+  void operator()(const char* name, Index value) {
+    if (std::strncmp(name, "capacity_", 9) != 0) largest = std::max(largest, value);
+  }
   template <class V> void operator()(const char*, V) {}
   template <class V> void operator()(const char*, V, std::initializer_list<const char*>) {}
 };

@@ -1042,7 +1042,6 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
       [](VisionConfig& c) { c.encoder.has_final_norm = false; },
       [](VisionConfig& c) { c.encoder.layer_norm_eps = 0.1 + 0.2; },
       [](VisionConfig& c) { c.encoder.dropout = 1.0 / 3; },
-      [](VisionConfig& c) { c.encoder.recomputes_blocks = true; },
       [](VisionConfig& c) { c.encoder.gelu = Gelu::erf; },
       [](VisionConfig& c) { c.encoder.conventions.capacity_rounding = Rounding::ceil; },
       [](VisionConfig& c) { c.encoder.conventions.unusable_slots = 1; }};
@@ -1103,7 +1102,7 @@ TEST_CASE("config: the text of the toy is pinned, and errors name what is wrong"
         "\"capacity_denominator\":5,\"share_attention\":true,\"share_router\":true,"
         "\"share_experts\":true,\"share_layer_norm\":false,\"is_pre_norm\":true,"
         "\"has_final_norm\":true,\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,"
-        "\"recomputes_blocks\":false,\"gelu\":\"tanh\",\"router_noise\":\"one_over_experts\","
+        "\"gelu\":\"tanh\",\"router_noise\":\"one_over_experts\","
         "\"priority\":\"token_major\",\"balance\":\"khot_over_k\",\"capacity_rounding\":\"floor\","
         "\"unusable_slots\":0}");
   const auto error_with = [&](const std::string& from, const std::string& to) {

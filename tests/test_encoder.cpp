@@ -530,20 +530,6 @@ TEST_CASE("encoder: the same bits for any number of threads") {
   }
 }
 
-TEST_CASE("encoder: recomputing blocks changes no bit") {
-  EncoderConfig c = small();
-  c.dropout = 0.1;
-  const Model<double> keeps(c);
-  c.recomputes_blocks = true;
-  const Model<double> recomputes(c);
-  const auto x = check::normal({2, 5, 12}, 0).require_gradient();
-  const Training training{Rng(3), 4};
-  const auto run = [&](const Model<double>& model) {
-    return value_and_gradients(model, x, model.encoder.forward(x, &training, {}));
-  };
-  CHECK(check::same_bits(run(keeps), run(recomputes)));
-}
-
 TEST_CASE("tensor: forget() lets values go and brings the same bits back") {
   const auto x = check::normal<float>({7, 37}, 0).require_gradient();
   const auto y = layer_norm(x, check::normal<float>({37}, 1), check::normal<float>({37}, 2));
@@ -572,7 +558,7 @@ TEST_CASE("encoder: a configuration's violations are listed all at once") {
   CHECK(violations([](EncoderConfig& c) {
           c.width = 30, c.heads = 4, c.top_k = 5, c.expert_hidden = 0, c.moe_blocks = 1;
           c.dense_hidden = -1, c.routing_groups = 2, c.capacity_factor = {0, 5};
-          c.layer_norm_eps = 0, c.dropout = 1, c.recomputes_blocks = true;
+          c.layer_norm_eps = 0, c.dropout = 1, c.conventions.unusable_slots = -1;
         }) == "heads must divide width; got 4, 30\n"
               "top_k must lie in [1, experts]; got 5, 4\n"
               "expert_hidden must be positive; got 0\n"
@@ -581,8 +567,11 @@ TEST_CASE("encoder: a configuration's violations are listed all at once") {
               "capacity_factor must be positive; got 0/5\n"
               "layer_norm_eps must be positive; got 0\n"
               "dropout must lie in [0, 1); got 1\n"
-              "recomputes_blocks needs every block to route for itself: routing_groups must be -1; "
-              "got 2\n");
+              "unusable_slots must not be negative; got -1\n");
+  CHECK(violations([](EncoderConfig& c) { c.blocks = 65537; }) ==
+        "blocks must not exceed 65536; got 65537\n");
+  CHECK(violations([](EncoderConfig& c) { c.capacity_factor = {1000001, 1}; }) ==
+        "numerator and denominator of capacity_factor must not exceed 1000000; got 1000001/1\n");
   CHECK(violations([](EncoderConfig& c) { c.width = c.heads = c.blocks = 0; }) ==
         "width, heads and blocks must be positive; got 0, 0, 0\n");
   CHECK(violations([](EncoderConfig& c) { c.experts = -1; }) ==

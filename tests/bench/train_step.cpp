@@ -5,7 +5,7 @@
 //   train_step CONFIG THREADS --evaluate [--batch B]                 the same for evaluation
 //   train_step CONFIG THREADS --compare FILE     against a step that the PyTorch peer exported
 //
-// NAME is one of experts, top_k, blocks, batch, hidden, recompute.
+// NAME is one of experts, top_k, blocks, batch, hidden.
 
 #include "configs.hpp"
 #include "peak.hpp"
@@ -163,9 +163,7 @@ void set(Config& config, const std::string& assignment) {
   else if (name == "blocks") e.blocks = value;
   else if (name == "batch") config.batch = value;
   else if (name == "hidden") e.expert_hidden = e.dense_hidden = value;
-  else if (name == "recompute") e.recomputes_blocks = value != 0;
-  else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden, recompute; "
-                        "got ", name);
+  else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden; got ", name);
 }
 
 void use_threads([[maybe_unused]] int threads) {
