@@ -163,7 +163,8 @@ void set(Config& config, const std::string& assignment) {
   else if (name == "blocks") e.blocks = value;
   else if (name == "batch") config.batch = value;
   else if (name == "hidden") e.expert_hidden = e.dense_hidden = value;
-  else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden; got ", name);
+  else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden; got ",
+                        name);
 }
 
 void use_threads([[maybe_unused]] int threads) {
