@@ -222,5 +222,6 @@ FORCE:
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples check-demo expected sanitize lint format \
-        bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics \
+        need-tests \
         need-sanitize need-install need-bench need-lint need-cuda
