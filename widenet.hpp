@@ -367,7 +367,7 @@ inline void set_zero(void* to, std::size_t bytes) {
 #endif
 
 /// Keeps the blocks that buffers give back, by size class. A training step asks for the same sizes
-/// every time, so from the second step on it allocates nothing. Blocks that other batch lengths
+/// every time, so from the third step on it allocates nothing. Blocks that other batch lengths
 /// left behind are returned to the system as soon as all blocks together would exceed 5/4 of the
 /// largest amount ever in use. Under CUDA all work is in one stream, so a block can be handed out
 /// again before the kernels that use it have finished.
