@@ -923,6 +923,10 @@ class Team {
   static constexpr Index stride = 1;
   static Index lane() { return 0; }
 
+  template <Index half, class T, class Combine>
+  static void fold(T* partial, Combine combine) {
+    for (Index l = 0; l < half; ++l) partial[l] = combine(partial[l], partial[l + half]);
+  }
   template <class T, class F, class Combine>
   static T reduce(Index n, T start, F f, Combine combine) {
     T partial[num_lanes];
@@ -933,10 +937,8 @@ class Team {
       for (Index l = 0; l < num_lanes; ++l) partial[l] = combine(partial[l], f(i + l));
     }
     for (Index i = rest; i < n; ++i) partial[i - rest] = combine(partial[i - rest], f(i));
-    Index half = num_lanes / 2;
-    while (half >= n && half > 0) half /= 2;  // lanes without elements hold `start`: nothing to add
-    for (; half > 0; half /= 2)
-      for (Index l = 0; l < half; ++l) partial[l] = combine(partial[l], partial[l + half]);
+    fold<16>(partial, combine), fold<8>(partial, combine), fold<4>(partial, combine);
+    fold<2>(partial, combine), fold<1>(partial, combine);
     return partial[0];
   }
 #endif
@@ -955,6 +957,13 @@ template <class F> __global__ void run_rows(Index rows, F f) {
 }
 
 }  // namespace detail
+#else
+namespace detail {
+
+/// Loops over fewer elements than these, some microseconds of one core, wake no other thread.
+inline constexpr Index work_of_one_thread = 8192;
+
+}  // namespace detail
 #endif
 
 /// f(i) for every i < n.
@@ -965,7 +974,7 @@ template <class F> void for_each(Index n, F f) {
   WIDENET_CHECK(cudaGetLastError());
 #else
   constexpr Index strip = 1024;
-  const bool fork = n > 8 * strip;
+  const bool fork = n > detail::work_of_one_thread;
   static_cast<void>(fork);
   WIDENET_PARALLEL_FOR_IF_FORK
   for (Index begin = 0; begin < n; begin += strip) {
@@ -976,14 +985,14 @@ template <class F> void for_each(Index n, F f) {
 #endif
 }
 
-/// f(row, team) for every row < rows.
-template <class F> void for_each_row(Index rows, F f) {
+/// f(row, team) for every row < rows, each of which is work on about `width` elements.
+template <class F> void for_each_row(Index rows, [[maybe_unused]] Index width, F f) {
   if (rows == 0) return;
 #if WIDENET_CUDA
   detail::run_rows<<<static_cast<unsigned>((rows + 7) / 8), 8 * num_lanes>>>(rows, f);
   WIDENET_CHECK(cudaGetLastError());
 #else
-  const bool fork = rows > 1;
+  const bool fork = rows * width > detail::work_of_one_thread;
   static_cast<void>(fork);
   WIDENET_PARALLEL_FOR_IF_FORK
   for (Index row = 0; row < rows; ++row) f(row, Team{});
@@ -1021,7 +1030,7 @@ inline cublasOperation_t operation(bool transpose) { return transpose ? CUBLAS_O
 template <class T>
 void start_rows(T* C, Index ldc, Index stride, const T* bias, Index bias_stride, Index items,
                 Index M, Index N) {
-  for_each_row(items * M, [=] WIDENET_KERNEL(Index row, Team team) {
+  for_each_row(items * M, N, [=] WIDENET_KERNEL(Index row, Team team) {
     T* const c = C + row / M * stride + row % M * ldc;
     const T* const b = bias + row / M * bias_stride;
     team.each(N, [=](Index j) { c[j] = b[j]; });
@@ -1323,7 +1332,7 @@ void pack_panel(T* panel, const T* B, Index ldb, bool transpose, Index depth, In
 
 // A block's sums stop after max_depth steps and go on from C with the next. So the piece of op(B)
 // that a block needs, packed, fills half of a second level cache of 512 KiB.
-inline constexpr Index max_depth = 256, max_height = 480;
+inline constexpr Index max_depth = 256, max_height = 1920;
 template <class T> inline constexpr Index max_width = 1024 / static_cast<Index>(sizeof(T));
 inline constexpr Index max_tile_height = 14;
 
@@ -1485,7 +1494,7 @@ void multiply_all(Index n, const Product<T>& like, const std::int32_t* count, co
     return sum([&](Index M, Index) { return num_rows(M) * num_columns(); });
   };
   if (!WIDENET_EIGEN && threads > 1) {
-    while (height > 30 && num_blocks() < 4 * threads) height /= 2;
+    while (height > 30 && num_blocks() < 2 * threads) height /= 2;
     while (width > 32 && num_blocks() < 2 * threads) width /= 2;
   }
   const Index end = num_blocks();
@@ -1503,10 +1512,10 @@ void multiply_all(Index n, const Product<T>& like, const std::int32_t* count, co
     for (Index block = next++; block < end; block = next++) {
       while (block >= first + num_rows(p.M) * num_columns())
         first += num_rows(p.M) * num_columns(), p = product(++i);
-      const Index i0 = (block - first) / num_columns() * height;
+      const Index row = (block - first) / num_columns(), end_row = num_rows(p.M);
       const Index j0 = (block - first) % num_columns() * width;
-      multiply_block(p, i0, std::min(p.M, i0 + height), j0, std::min(p.N, j0 + width),
-                     space + thread * size);
+      multiply_block(p, p.M * row / end_row, p.M * (row + 1) / end_row, j0,
+                     std::min(p.N, j0 + width), space + thread * size);
     }
   };
 #ifdef _OPENMP
@@ -1639,7 +1648,7 @@ template <class T> void multiply_backward(Sink<T> da, const T* dy, const T* b, I
 }
 /// y[n, t, d] = x[n, t, d] + row[t, d]: the same block of `period` values for every sequence.
 template <class T> void add_periodic(T* y, const T* x, const T* block, Index period, Index n) {
-  for_each_row(period == 0 ? 0 : n / period, [=] WIDENET_KERNEL(Index b, Team team) {
+  for_each_row(period == 0 ? 0 : n / period, period, [=] WIDENET_KERNEL(Index b, Team team) {
     team.each(period, [=](Index i) { y[b * period + i] = x[b * period + i] + block[i]; });
   });
 }
@@ -1692,7 +1701,8 @@ void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
   const Index num_chunks = (N + chunk - 1) / chunk, num_strips = (D + num_lanes - 1) / num_lanes;
   const Buffer<T> partial_sums(groups * num_chunks * D);
   T* const partial = partial_sums.data();
-  for_each_row(groups * num_chunks * num_strips, [=] WIDENET_KERNEL(Index i, Team team) {
+  const Index num_teams = groups * num_chunks * num_strips;
+  for_each_row(num_teams, chunk * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index strip = i % num_strips, group_chunk = i / num_strips, g = group_chunk / num_chunks;
     const Index begin = group_chunk % num_chunks * chunk;
     const Index end = begin + chunk < N ? begin + chunk : N;
@@ -1720,7 +1730,7 @@ void add_rows(Sink<T> sums, const T* x, Index N, Index D) {
 template <class T>
 void layer_norm_forward(T* y, T* mean, T* rstd,  //
                         const T* x, const T* gamma, const T* beta, Index N, Index D, T eps) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* x_n = x + n * D;
     T* y_n = y + n * D;
     const T m = team.sum<T>(D, [=](Index d) { return x_n[d]; }) / T(D);
@@ -1734,7 +1744,7 @@ void layer_norm_forward(T* y, T* mean, T* rstd,  //
 template <class T>
 void layer_norm_backward_x(Sink<T> dx, const T* dy, const T* x, const T* gamma, const T* mean,
                            const T* rstd, Index N, Index D) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T *x_n = x + n * D, *dy_n = dy + n * D, m = mean[n], r = rstd[n];
     const Sink<T> dx_n = dx.at(n * D);
     const auto h = [=](Index d) { return (x_n[d] - m) * r; };
@@ -1756,7 +1766,7 @@ void layer_norm_backward_gamma(Sink<T> dgamma, const T* dy, const T* x, const T*
 /// y[n, :] = exp(x_n - max) / sum(exp(x_n - max))
 template <class T>
 void softmax_forward(T* y, const T* x, Index N, Index D) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* x_n = x + n * D;
     T* y_n = y + n * D;
     const T largest = team.max<T>(D, [=](Index d) { return x_n[d]; });
@@ -1768,7 +1778,7 @@ void softmax_forward(T* y, const T* x, Index N, Index D) {
 /// dx = y (dy - sum(dy y))
 template <class T>
 void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T *y_n = y + n * D, *dy_n = dy + n * D;
     const Sink<T> dx_n = dx.at(n * D);
     const T dot = team.sum<T>(D, [=](Index d) { return dy_n[d] * y_n[d]; });
@@ -1781,7 +1791,7 @@ void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
 /// y[i, :] = table[id[i], :]
 template <class T>
 void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* row = table + id[n] * D;
     team.each(D, [=](Index d) { y[n * D + d] = row[d]; });
   });
@@ -1791,7 +1801,7 @@ void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D)
 template <class T>
 void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std::int32_t* order,
                   const std::int32_t* begin, Index num_used, Index D) {
-  for_each_row(num_used, [=] WIDENET_KERNEL(Index u, Team team) {
+  for_each_row(num_used, D, [=] WIDENET_KERNEL(Index u, Team team) {
     const Sink<T> row = {dtable.data + id[order[begin[u]]] * D, true};
     for (Index i = begin[u]; i < begin[u + 1]; ++i) {
       const T* dy_i = dy + order[i] * D;
@@ -1804,7 +1814,7 @@ void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std
 template <class T>
 void copy_tokens(Sink<T> y, Index Ty, Index ty, const T* x, Index Tx, Index tx, Index B, Index T_,
                  Index D) {
-  for_each_row(B * T_, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(B * T_, D, [=] WIDENET_KERNEL(Index i, Team team) {
     const Sink<T> y_i = y.at((i / T_ * Ty + ty + i % T_) * D);
     const T* x_i = x + (i / T_ * Tx + tx + i % T_) * D;
     team.each(D, [=](Index d) { y_i.put(d, x_i[d]); });
@@ -1813,14 +1823,14 @@ void copy_tokens(Sink<T> y, Index Ty, Index ty, const T* x, Index Tx, Index tx, 
 /// y[b, 0, :] = row for every sequence b of an array with Ty tokens.
 template <class T>
 void repeat_row(T* y, Index Ty, const T* row, Index B, Index D) {
-  for_each_row(B, [=] WIDENET_KERNEL(Index b, Team team) {
+  for_each_row(B, D, [=] WIDENET_KERNEL(Index b, Team team) {
     team.each(D, [=](Index d) { y[b * Ty * D + d] = row ? row[d] : T(0); });
   });
 }
 /// y[b, :] = mean over t of x[b, t, :]
 template <class T>
 void mean_tokens_forward(T* y, const T* x, Index B, Index T_, Index D) {
-  for_each_row(B, [=] WIDENET_KERNEL(Index b, Team team) {
+  for_each_row(B, T_ * D, [=] WIDENET_KERNEL(Index b, Team team) {
     const T* x_b = x + b * T_ * D;
     T* y_b = y + b * D;
     team.each(D, [=](Index d) {
@@ -1832,7 +1842,7 @@ void mean_tokens_forward(T* y, const T* x, Index B, Index T_, Index D) {
 }
 template <class T>
 void mean_tokens_backward(Sink<T> dx, const T* dy, Index B, Index T_, Index D) {
-  for_each_row(B * T_, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(B * T_, D, [=] WIDENET_KERNEL(Index i, Team team) {
     team.each(D, [=](Index d) { dx.put(i * D + d, dy[i / T_ * D + d] / T(T_)); });
   });
 }
@@ -1849,7 +1859,7 @@ template <class T>
 void extract_patches(T* patches, const T* image, Index B, Index channels, Index height, Index width,
                      Index P) {
   const Index rows = height / P, columns = width / P, size = P * P * channels;
-  for_each_row(B * rows * columns, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(B * rows * columns, size, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index b = i / (rows * columns), row = i / columns % rows, column = i % columns;
     team.each(size, [=](Index j) {
       const Index ch = j % channels, x = j / channels % P, y = j / channels / P;
@@ -1862,12 +1872,13 @@ void extract_patches(T* patches, const T* image, Index B, Index channels, Index 
 // Attention ---------------------------------------------------------------------------------------
 
 /// Turns each row of scores s (B*H*T, stride S >= T) into probabilities, in place:
-/// p[i] = exp(scale s[i] - max) / sum over the keys i that may be attended to, 0 elsewhere and in
-/// the padding of the row. A row without any such key becomes 0.
+/// p[i] = exp(scale s[i] - largest) factor over the keys i that may be attended to, 0 elsewhere and
+/// in the padding of the row, with factor = 1 / sum. A row without any such key becomes 0. Leaves
+/// largest and factor of each row in `rows`; if they are known from before, takes them from there.
 template <class T>
-void attention_softmax(T* s, const std::uint8_t* key_mask, T scale, Index B, Index H, Index T_,
-                       Index S) {
-  for_each_row(B * H * T_, [=] WIDENET_KERNEL(Index row, Team team) {
+void attention_softmax(T* s, T* rows, bool is_known, const std::uint8_t* key_mask, T scale, Index B,
+                       Index H, Index T_, Index S) {
+  for_each_row(B * H * T_, S, [=] WIDENET_KERNEL(Index row, Team team) {
     T* const p = s + row * S;
     const std::uint8_t* mask = key_mask ? key_mask + row / (H * T_) * T_ : nullptr;
     const auto masked = [=](Index i) {
@@ -1877,18 +1888,24 @@ void attention_softmax(T* s, const std::uint8_t* key_mask, T scale, Index B, Ind
       team.each(S, [=](Index i) { p[i] = masked(i); });
     else
       team.each(S, [=](Index i) { p[i] = i < T_ ? p[i] * scale : -infinity<T>; });
+    if (is_known) {
+      const T largest = rows[2 * row], factor = rows[2 * row + 1];
+      team.each(S, [=](Index i) { p[i] = math::exp(p[i] - largest) * factor; });
+      return;
+    }
     const T found = team.max<T>(S, [=](Index i) { return p[i]; });
     const T largest = found == -infinity<T> ? T(0) : found;
     team.each(S, [=](Index i) { p[i] = math::exp(p[i] - largest); });
     const T total = team.sum<T>(S, [=](Index i) { return p[i]; });
     const T factor = total > T(0) ? T(1) / total : T(0);
     team.each(S, [=](Index i) { p[i] *= factor; });
+    if (team.first()) rows[2 * row] = largest, rows[2 * row + 1] = factor;
   });
 }
 /// ds = scale p (dp - sum(dp p)), in place of dp.
 template <class T>
 void attention_softmax_backward(T* dp, const T* p, T scale, Index rows, Index T_, Index S) {
-  for_each_row(rows, [=] WIDENET_KERNEL(Index row, Team team) {
+  for_each_row(rows, S, [=] WIDENET_KERNEL(Index row, Team team) {
     const T* const p_r = p + row * S;
     T* const dp_r = dp + row * S;
     team.each(S, [=](Index i) { dp_r[i] = i < T_ ? dp_r[i] : T(0); });
@@ -1902,7 +1919,7 @@ void attention_softmax_backward(T* dp, const T* p, T scale, Index rows, Index T_
 /// p = softmax(logits + noise)    [eq 2]
 template <class T>
 void router_probabilities(T* p, const T* logits, const T* noise, Index N, Index E) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, E, [=] WIDENET_KERNEL(Index n, Team team) {
     T* const p_n = p + n * E;
     team.each(E, [=](Index e) { p_n[e] = logits[n * E + e] + (noise ? noise[n * E + e] : T(0)); });
     const T largest = team.max<T>(E, [=](Index e) { return p_n[e]; });
@@ -1914,7 +1931,7 @@ void router_probabilities(T* p, const T* logits, const T* noise, Index N, Index 
 /// expert[n, k] = the expert of the k-th largest p[n, :], ties to the lower index.
 template <class T>
 void top_k(std::int32_t* expert, const T* p, Index N, Index E, Index K) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, E * K, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* const p_n = p + n * E;
     T last = infinity<T>;  // the previous choice: the next one follows it
     Index last_e = -1;
@@ -1956,7 +1973,7 @@ template <class T> void first_gates(T* key, const T* gate, Index N, Index K) {
 /// with other code ask for.
 template <class T>
 void order_by_key(std::int32_t* order, const T* key, Index n) {
-  for_each_row(n, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(n, n, [=] WIDENET_KERNEL(Index i, Team team) {
     const bool is_nan = key[i] != key[i];
     const std::int32_t rank = team.sum<std::int32_t>(n, [=](Index j) {
       const bool is_larger = is_nan ? key[j] == key[j] : key[j] > key[i];
@@ -1977,7 +1994,7 @@ inline void order_choices_of(std::int32_t* choices, const std::int32_t* tokens, 
 inline void assign_slots(std::int32_t* slot, std::int32_t* choice_of_slot, std::int32_t* load,
                          std::int32_t* kept, const std::int32_t* expert, const std::int32_t* order,
                          Index num_choices, Index E, Index C, Index usable) {
-  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+  for_each_row(E, num_choices, [=] WIDENET_KERNEL(Index e, Team team) {
     const auto choice = [=](Index i) { return order ? Index(order[i]) : i; };
     const Index queue = team.enumerate(
         num_choices, [=](Index i) { return expert[choice(i)] == e; },
@@ -1997,7 +2014,7 @@ inline void assign_slots(std::int32_t* slot, std::int32_t* choice_of_slot, std::
 inline void replay_slots(std::int32_t* choice_of_slot, std::int32_t* load, std::int32_t* kept,
                          const std::int32_t* expert, const std::int32_t* slot, Index num_choices,
                          Index E, Index C) {
-  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+  for_each_row(E, num_choices, [=] WIDENET_KERNEL(Index e, Team team) {
     team.each(C, [=](Index c) { choice_of_slot[e * C + c] = -1; });
     const Index queue = team.enumerate(
         num_choices, [=](Index i) { return expert[i] == e; }, [](Index, Index) {});
@@ -2013,7 +2030,7 @@ inline void replay_slots(std::int32_t* choice_of_slot, std::int32_t* load, std::
 /// count[e] = the number of tokens whose first choice is e.
 inline void count_first_choices(std::int32_t* count, const std::int32_t* expert, Index N, Index E,
                                 Index K) {
-  for_each_row(E, [=] WIDENET_KERNEL(Index e, Team team) {
+  for_each_row(E, N, [=] WIDENET_KERNEL(Index e, Team team) {
     const std::int32_t total =
         team.sum<std::int32_t>(N, [=](Index n) { return expert[n * K] == e ? 1 : 0; });
     if (team.first()) count[e] = total;
@@ -2025,7 +2042,7 @@ inline void count_first_choices(std::int32_t* count, const std::int32_t* expert,
 template <class T>
 void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* importance,
                      Index count_total, Index tokens, Index E) {
-  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
     const T sum = T(team.sum<std::int32_t>(E, [=](Index e) { return count[e]; }));
     const T total = count_total > 0 ? T(count_total) : sum > T(0) ? sum : T(1);
     const T N = tokens > 0 ? T(tokens) : sum > T(0) ? sum : T(1);
@@ -2038,7 +2055,7 @@ void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* impo
 /// loss = variance(I) / mean(I)^2 of the importance I, with the sum of squares divided by E - ddof.
 template <class T>
 void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Index E) {
-  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
     const T n = T(E - ddof > 0 ? E - ddof : 1);
     const T mean = team.sum<T>(E, [=](Index e) { return importance[e]; }) / T(E);
     const auto off = [=](Index e) { return importance[e] - mean; };
@@ -2059,7 +2076,7 @@ void balance_backward(Sink<T> dp, const T* dloss, const T* slope, Index N, Index
 template <class T>
 void to_slots(Sink<T> slots, const T* x, const T* gate, const std::int32_t* choice_of_slot,
               Index num_slots, Index K, Index D) {
-  for_each_row(num_slots, [=] WIDENET_KERNEL(Index ec, Team team) {
+  for_each_row(num_slots, D, [=] WIDENET_KERNEL(Index ec, Team team) {
     const Index nk = choice_of_slot[ec];
     const Sink<T> y = slots.at(ec * D);
     const T* const x_n = x + (nk < 0 ? 0 : nk / K) * D;
@@ -2077,7 +2094,7 @@ void to_slots(Sink<T> slots, const T* x, const T* gate, const std::int32_t* choi
 template <class T>
 void from_slots(Sink<T> y, const T* slots, const T* gate, const std::int32_t* expert,
                 const std::int32_t* slot, Index N, Index K, Index C, Index D) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, K * D, [=] WIDENET_KERNEL(Index n, Team team) {
     Sink<T> y_n = y.at(n * D);
     for (Index nk = n * K; nk < (n + 1) * K; ++nk) {
       if (slot[nk] < 0) continue;
@@ -2098,7 +2115,7 @@ void from_slots(Sink<T> y, const T* slots, const T* gate, const std::int32_t* ex
 template <class T>
 void gate_backward(Sink<T> dgate, const T* dy, const T* slots, const std::int32_t* expert,
                    const std::int32_t* slot, Index num_choices, Index K, Index C, Index D) {
-  for_each_row(num_choices, [=] WIDENET_KERNEL(Index nk, Team team) {
+  for_each_row(num_choices, D, [=] WIDENET_KERNEL(Index nk, Team team) {
     const T* const dy_n = dy + nk / K * D;
     const T* const x = slots + (expert[nk] * C + (slot[nk] < 0 ? 0 : slot[nk])) * D;
     const T dot = slot[nk] < 0 ? T(0) : team.sum<T>(D, [=](Index d) { return dy_n[d] * x[d]; });
@@ -2108,7 +2125,7 @@ void gate_backward(Sink<T> dgate, const T* dy, const T* slots, const std::int32_
 /// Row c of expert e is that of a filled slot: y[e, c, f] = value(e C + c, f); of an empty one: 0.
 template <class T, class F>
 void fill_slots(T* y, const std::int32_t* kept, Index E, Index C, Index width, F value) {
-  for_each_row(E * C, [=] WIDENET_KERNEL(Index ec, Team team) {
+  for_each_row(E * C, width, [=] WIDENET_KERNEL(Index ec, Team team) {
     T* const y_ec = y + ec * width;
     if (ec % C < kept[ec / C])
       team.each(width, [=](Index f) { y_ec[f] = value(ec, f); });
@@ -2129,17 +2146,23 @@ void expert_gelu_forward(T* g, const T* h, const std::int32_t* kept, Gelu form, 
       return math::gelu_erf(h[ec * F + f]);
     });
 }
-/// dh = dg gelu'(h), in place of dg.
+/// dh = dg gelu'(h), in place of dg, and g = gelu(h) once more, in place of h: they share their exp.
 template <class T>
-void expert_gelu_backward(T* dg, const T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
+void expert_gelu_backward(T* dg, T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
                           Index F) {
   if (form == Gelu::tanh)
     fill_slots(dg, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
-      return dg[ec * F + f] * math::gelu_tanh_derivative(h[ec * F + f]);
+      const Index i = ec * F + f;
+      const T dh = dg[i] * math::gelu_tanh_derivative(h[i]);
+      h[i] = math::gelu_tanh(h[i]);
+      return dh;
     });
   else
     fill_slots(dg, kept, E, C, F, [=] WIDENET_KERNEL(Index ec, Index f) {
-      return dg[ec * F + f] * math::gelu_erf_derivative(h[ec * F + f]);
+      const Index i = ec * F + f;
+      const T dh = dg[i] * math::gelu_erf_derivative(h[i]);
+      h[i] = math::gelu_erf(h[i]);
+      return dh;
     });
 }
 /// x[e, c, f] *= mask((n, k), f): the mask belongs to the choice, not to its slot, so that a token
@@ -2153,7 +2176,7 @@ void expert_dropout(T* x, const std::int32_t* choice_of_slot, const std::int32_t
 }
 template <class T>
 void clear_empty_slots(T* x, const std::int32_t* kept, Index E, Index C, Index width) {
-  for_each_row(E * C, [=] WIDENET_KERNEL(Index ec, Team team) {
+  for_each_row(E * C, width, [=] WIDENET_KERNEL(Index ec, Team team) {
     if (ec % C >= kept[ec / C]) team.each(width, [=](Index f) { x[ec * width + f] = 0; });
   });
 }
@@ -2171,7 +2194,7 @@ void add_slots(Sink<T> sums, const T* x, const std::int32_t* kept, Index E, Inde
 template <class T>
 void cross_entropy_forward(T* loss, T* log_sum, const T* x, const std::int32_t* label, T smoothing,
                            Index N, Index V) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, V, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* const x_n = x + n * V;
     const T largest = team.max<T>(V, [=](Index v) { return x_n[v]; });
     const T sum = team.sum<T>(V, [=](Index v) { return math::exp(x_n[v] - largest); });
@@ -2187,7 +2210,7 @@ void cross_entropy_forward(T* loss, T* log_sum, const T* x, const std::int32_t* 
 template <class T>
 void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
                             const std::int32_t* label, T smoothing, Index N, Index V) {
-  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+  for_each_row(N, V, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* const x_n = x + n * V;
     const Sink<T> dx_n = dx.at(n * V);
     const T factor = dloss[0] / T(N), total = log_sum[n];
@@ -2201,7 +2224,7 @@ void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log
 /// total[0] = factor * sum of x, by one team.
 template <class T>
 void sum_all(T* total, const T* x, T factor, Index n) {
-  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
     const T sum = team.sum<T>(n, [=](Index i) { return x[i]; });
     if (team.first()) total[0] = factor * sum;
   });
@@ -2210,7 +2233,7 @@ void sum_all(T* total, const T* x, T factor, Index n) {
 template <class T>
 void sum_squares(T* partial, const T* x, Index n) {
   constexpr Index chunk = 4096;
-  for_each_row((n + chunk - 1) / chunk, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row((n + chunk - 1) / chunk, chunk, [=] WIDENET_KERNEL(Index i, Team team) {
     const T* const p = x + i * chunk;
     const Index length = n - i * chunk < chunk ? n - i * chunk : chunk;
     const T sum = team.sum<T>(length, [=](Index j) { return p[j] * p[j]; });
@@ -2220,7 +2243,7 @@ void sum_squares(T* partial, const T* x, Index n) {
 /// factor[0] = min(1, limit / norm),  norm[0] = sqrt(sum of partial)
 template <class T>
 void clip_factor(T* factor, T* norm, const T* partial, T limit, Index n) {
-  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
     const T length = std::sqrt(team.sum<T>(n, [=](Index i) { return partial[i]; }));
     if (!team.first()) return;
     norm[0] = length;
@@ -2934,14 +2957,16 @@ struct AttentionShape {
   }
 };
 
+/// p (B, H, T, S); `rows` keeps what makes the second time cheaper, with the same bits.
 template <class T>
-Buffer<T> attention_probabilities(const Tensor<T>& q, const Tensor<T>& k,
-                                  const Buffer<std::uint8_t>& key_mask, AttentionShape a) {
+Buffer<T> attention_probabilities(const Tensor<T>& q, const Tensor<T>& k, const Buffer<T>& rows,
+                                  bool is_known, const Buffer<std::uint8_t>& key_mask,
+                                  AttentionShape a) {
   const Buffer<T> p(a.num_scores());
   const T *q_data = q.data(), *k_data = k.data();
   a.multiply(false, true, a.T_, a.Dh, a.heads(q_data), a.heads(k_data), T(0), a.scores(p.data()));
-  kernel::attention_softmax(p.data(), key_mask.data(), T(1 / std::sqrt(double(a.Dh))), a.B, a.H,
-                            a.T_, a.S());
+  kernel::attention_softmax(p.data(), rows.data(), is_known, key_mask.data(),
+                            T(1 / std::sqrt(double(a.Dh))), a.B, a.H, a.T_, a.S());
   return p;
 }
 
@@ -2953,8 +2978,8 @@ Buffer<T> attention_probabilities(const Tensor<T>& q, const Tensor<T>& k,
 ///   y[b, h, i, :] = sum over j of  p[b, h, i, j] v[b, h, j, :]
 ///
 /// Keys j with key_mask[b, j] = 0 are left out (their score is minus infinity); a sequence without
-/// any key gives 0. The probabilities are computed again in backward: at 197 tokens they would be
-/// three to four times as large as the result.
+/// any key gives 0. The probabilities are computed again in backward, from the largest score and
+/// the sum of each row: at 197 tokens they would be three to four times as large as the result.
 ///
 ///   Shapes    q, k, v (B, T, D), key_mask (B, T) of 0 and 1 or left out  ->  y (B, T, D)
 ///   Backward  dv = p^T dy,  dp = dy v^T,  ds = p * (dp - sum over j of dp p),
@@ -2975,14 +3000,15 @@ Tensor<T> attention(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, 
                       key_mask.size());
   const detail::AttentionShape a{s[0], s[1], heads, s[2] / heads};
   const Tensor<T> y(s);
+  const Buffer<T> rows(2 * a.B * a.H * a.T_);
   {
-    const Buffer<T> p = detail::attention_probabilities(q, k, key_mask, a);
+    const Buffer<T> p = detail::attention_probabilities(q, k, rows, false, key_mask, a);
     const T *p_data = p.data(), *v_data = v.data();
     a.multiply(false, false, a.Dh, a.T_, a.scores(p_data), a.heads(v_data), T(0),
                a.heads(y.data()));
   }
-  y.record("attention", {q, k, v}, [q, k, v, key_mask, a](const Buffer<T>& dy_buffer) {
-    const Buffer<T> p_buffer = detail::attention_probabilities(q, k, key_mask, a);
+  y.record("attention", {q, k, v}, [q, k, v, rows, key_mask, a](const Buffer<T>& dy_buffer) {
+    const Buffer<T> p_buffer = detail::attention_probabilities(q, k, rows, true, key_mask, a);
     const T *dy = dy_buffer.data(), *p = p_buffer.data();
     const T *q_data = q.data(), *k_data = k.data(), *v_data = v.data();
     if (v.needs_gradient()) {  // dv = p^T dy
@@ -3564,23 +3590,20 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
     const Matrix<const T> no_bias{nullptr, 0};
     const T* dy_data = dy.data();
     if (b2.needs_gradient()) kernel::add_slots(b2.sink(), dy_data, kept.data(), E, C, D);
-    {
-      const Buffer<T> g(E * C * F);
-      kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
-      if (drop.is_on)
-        kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
-      if (w2.needs_gradient()) {
-        const Sink<T> dw2 = w2.sink();
-        gemm_grouped(true, false, E, F, D, C, in(g.data(), F), in(dy_data, D), dw2.beta(),
-                     Matrix<T>{dw2.data, D, F * D}, no_bias, kept.data());
-      }
-    }
     const Buffer<T> dh(E * C * F);  // first dg
     gemm_grouped(false, true, E, C, F, D, in(dy_data, D), weight(w2), T(0), out(dh.data(), F),
                  no_bias, kept.data());
     if (drop.is_on)
       kernel::expert_dropout(dh.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
-    kernel::expert_gelu_backward(dh.data(), h.data(), kept.data(), form, E, C, F);
+    const Buffer<T> g = h;  // in its place
+    kernel::expert_gelu_backward(dh.data(), g.data(), kept.data(), form, E, C, F);
+    if (w2.needs_gradient()) {
+      if (drop.is_on)
+        kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
+      const Sink<T> dw2 = w2.sink();
+      gemm_grouped(true, false, E, F, D, C, in(g.data(), F), in(dy_data, D), dw2.beta(),
+                   Matrix<T>{dw2.data, D, F * D}, no_bias, kept.data());
+    }
     if (b1.needs_gradient()) {
       const T* dh_data = dh.data();
       kernel::add_slots(b1.sink(), dh_data, kept.data(), E, C, F);

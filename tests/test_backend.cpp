@@ -85,7 +85,7 @@ TEST_CASE("backend: a loop over rows visits each row once, for any number of thr
   for (const Index rows : {0, 1, 2, 3, 31, 1009})
     check::same_bits_for_all_threads([rows] {
       std::vector<int> visits(static_cast<std::size_t>(rows) + 1);
-      for_each_row(rows, [p = visits.data()](Index row, Team) { ++p[row]; });
+      for_each_row(rows, 10000, [p = visits.data()](Index row, Team) { ++p[row]; });
       std::vector<int> expected(static_cast<std::size_t>(rows), 1);
       expected.push_back(0);
       CHECK(visits == expected);
