@@ -3921,6 +3921,39 @@ struct VisionConfig {
   /// The configuration of the quick start: 8x8 grey images, ten classes, three blocks.
   static VisionConfig toy() { return {}; }
 
+  /// The models of the paper for ImageNet, 224x224 pixels in patches of 16; 1001 classes, with one
+  /// for the background. For 1000 set `classes`; dropout is part of the recipe and is 0 here.
+  ///
+  ///               D  blocks  heads  dense F  expert F  MoE blocks  pooling       parameters
+  ///   vit_b      768     12     12     3072         -           -  class token   87,158,249
+  ///   vit_l     1024     24     16     4096         -           -  class token  305,376,233
+  ///   vit_moe_b  768     12     12     3072      4096           2  mean         128,090,089
+  ///   vit_moe_l 1024     24     16     4096      4096           4  mean         406,117,353
+  ///   widenet_b  768     12     12    (3072)     4096         all  mean          29,691,369
+  ///   widenet_l 1024     24     16    (4096)     4096         all  mean          40,942,569
+  ///   widenet_h 1280     32     16    (5120)     5120         all  mean          63,343,081
+  ///
+  /// The ablations of the paper are changes of fields of `encoder`, here of widenet_l():
+  ///
+  ///   LayerNorms shared    share_layer_norm = true                                  40,848,361
+  ///   without MoE          experts = 0; then the dense F in brackets holds          15,757,289
+  ///   fewer blocks         blocks = 12                                              40,893,417
+  ///   vit_l with sharing   share_attention = share_experts = true, of vit_l()
+  ///     and a wider FFN    dense_hidden = 8192                                      24,149,993
+  ///   without sharing      vit_moe_l()                                             406,117,353
+  ///   routing groups       routing_groups = 1, 2, ...
+  ///
+  ///   Source    tables 1, 3 to 5 and the authors' code, from which the counts follow that the
+  ///             paper rounds; which blocks of ViT-MoE are MoE follows from its counts
+  ///   Differs   the patches of "WideNet-H/14" are of side 16 in its authors' configuration, too
+  static VisionConfig vit_b() { return vit(768, 12, 12, 3072); }
+  static VisionConfig vit_l() { return vit(1024, 24, 16, 4096); }
+  static VisionConfig vit_moe_b() { return vit(768, 12, 12, 3072, 2); }
+  static VisionConfig vit_moe_l() { return vit(1024, 24, 16, 4096, 4); }
+  static VisionConfig widenet_b() { return imagenet(768, 12, 12, 3072, 4096); }
+  static VisionConfig widenet_l() { return imagenet(1024, 24, 16, 4096, 4096); }
+  static VisionConfig widenet_h() { return imagenet(1280, 32, 16, 5120, 5120); }
+
   Index num_patches() const { return image_height / patch * (image_width / patch); }
   Index num_tokens() const { return num_patches() + 1; }
 
@@ -3939,6 +3972,25 @@ struct VisionConfig {
       found.push_back(line.str());
     }
     return found;
+  }
+
+ private:
+  static VisionConfig imagenet(Index width, Index blocks, Index heads, Index dense_hidden,
+                               Index expert_hidden) {
+    VisionConfig c;
+    c.image_height = c.image_width = 224, c.channels = 3, c.patch = 16, c.classes = 1001;
+    c.has_pre_logits = true;
+    c.encoder.width = width, c.encoder.blocks = blocks, c.encoder.heads = heads;
+    c.encoder.dense_hidden = dense_hidden, c.encoder.expert_hidden = expert_hidden;
+    return c;
+  }
+  static VisionConfig vit(Index width, Index blocks, Index heads, Index dense_hidden,
+                          Index moe_blocks = 0) {
+    VisionConfig c = imagenet(width, blocks, heads, dense_hidden, 4096);
+    c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
+    if (moe_blocks > 0) c.encoder.moe_blocks = moe_blocks;
+    else c.encoder.experts = 0, c.pooling = Pooling::class_token;
+    return c;
   }
 };
 
@@ -4066,6 +4118,37 @@ struct LanguageConfig {
   /// A small WideNet over bytes: 256 of them and four special tokens.
   static LanguageConfig toy() { return {}; }
 
+  /// The models of the paper for text: 30000 words, embeddings of width 128, D = 768, 12 blocks and
+  /// heads, F = 3072. ALBERT and BERT have post-norm blocks. WideNet has pre-norm blocks and the
+  /// final LayerNorm that they need; `encoder.has_final_norm = false` leaves it out.
+  ///
+  ///                         parameters                   without the final LayerNorm
+  ///   albert_base           11,683,584                   -
+  ///   bert_factorized       89,650,176                   -
+  ///   widenet_albert(E)     25,889,280 for 4 experts     25,887,744
+  ///                         44,782,080 for 8             44,780,544
+  ///                         82,567,680 for 16            82,566,144
+  ///
+  ///   Source    table 2 rounds these counts; ALBERT, arXiv 1909.11942
+  ///   Differs   ALBERT shares its LayerNorms, too; "BERT" is BERT with ALBERT's embeddings
+  static LanguageConfig albert_base() {
+    LanguageConfig c = bert_factorized();
+    c.encoder.share_attention = c.encoder.share_experts = c.encoder.share_layer_norm = true;
+    return c;
+  }
+  static LanguageConfig bert_factorized() {
+    LanguageConfig c = base();
+    c.encoder.experts = 0;
+    c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
+    c.encoder.is_pre_norm = false;
+    return c;
+  }
+  static LanguageConfig widenet_albert(Index experts) {
+    LanguageConfig c = base();
+    c.encoder.experts = experts;
+    return c;
+  }
+
   static EncoderConfig language_encoder() {
     EncoderConfig encoder;
     encoder.layer_norm_eps = 1e-12;
@@ -4080,6 +4163,15 @@ struct LanguageConfig {
          << classes;
     found.push_back(line.str());
     return found;
+  }
+
+ private:
+  static LanguageConfig base() {
+    LanguageConfig c;
+    c.vocabulary = 30000, c.max_tokens = 512, c.embedding = 128;
+    c.encoder.width = 768, c.encoder.blocks = c.encoder.heads = 12;
+    c.encoder.dense_hidden = c.encoder.expert_hidden = 3072;
+    return c;
   }
 };
 

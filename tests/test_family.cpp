@@ -1,0 +1,328 @@
+// Tests for the models of the paper: their parameters, and that each of them learns.
+#include "check.hpp"
+#include "support/presets.hpp"
+
+#include <cstdio>
+#include <filesystem>
+#include <set>
+
+using namespace widenet;
+
+namespace {
+
+VisionConfig changed(VisionConfig c, const std::function<void(EncoderConfig&)>& change) {
+  change(c.encoder);
+  return c;
+}
+LanguageConfig changed(LanguageConfig c, const std::function<void(EncoderConfig&)>& change) {
+  change(c.encoder);
+  return c;
+}
+
+const auto without_moe = [](EncoderConfig& e) { e.experts = 0; };
+const auto shared_norms = [](EncoderConfig& e) { e.share_layer_norm = true; };
+const auto shared = [](EncoderConfig& e) { e.share_attention = e.share_experts = true; };
+const auto without_final_norm = [](EncoderConfig& e) { e.has_final_norm = false; };
+
+/// Still smaller than toy size: a gradcheck of all parameters takes a second.
+EncoderConfig tiny(EncoderConfig c) {
+  c = support::toy_size(c);
+  c.width = 8, c.heads = 2, c.blocks = 2, c.dense_hidden = 5, c.expert_hidden = 6;
+  c.experts = std::min<Index>(c.experts, 3);
+  return c;
+}
+VisionConfig tiny(VisionConfig c) {
+  c.encoder = tiny(c.encoder);
+  c.image_height = c.image_width = 4, c.channels = 1, c.patch = 2, c.classes = 3;
+  return c;
+}
+LanguageConfig tiny(LanguageConfig c) {
+  c.encoder = tiny(c.encoder);
+  c.vocabulary = 11, c.max_tokens = 5, c.embedding = 4;
+  return c;
+}
+
+/// Three sequences of five tokens, the last one with padding.
+TokenBatch token_batch() {
+  TokenBatch batch;
+  batch.B = 3, batch.T = 5;
+  batch.token = {1, 4, 5, 6, 2, 1, 7, 8, 9, 2, 1, 3, 2, 0, 0};
+  batch.type = {0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 0};
+  batch.mask = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0};
+  return batch;
+}
+
+/// The loss of a small task, and the routings behind it.
+Routed loss_of(const VisionModel<double>& model, const Replay<double>& replay) {
+  const VisionConfig& c = model.config();
+  const auto images = check::normal({3, c.channels, c.image_height, c.image_width}, 0);
+  const auto out = model.forward(images, replay);
+  return {total_loss(cross_entropy(out.logits, {0, 1, 2}), out.balance_loss), out.routings};
+}
+/// Masked words, the order of the segments, classes and spans all at once.
+Routed loss_of(const LanguageModel<double>& model, const Replay<double>& replay) {
+  const auto out = model.forward(token_batch(), replay);
+  const auto words = cross_entropy(model.masked_logits(out.tokens, {1, 7, 12}), {4, 8, 2});
+  const auto order = cross_entropy(model.order_logits(out.tokens), {0, 1, 1});
+  const auto classes = cross_entropy(model.class_logits(out.tokens), {1, 0, 1});
+  const auto span = sum(model.span_logits(out.tokens));
+  return {total_loss(words + order + classes + 0.1 * span, out.balance_loss), out.routings};
+}
+
+template <class Model>
+Index sum_of_sizes(const Model& model) {
+  Index sizes = 0;
+  for (const auto& p : model.parameters()) sizes += p.tensor.size();
+  return sizes;
+}
+
+template <class Model>
+void check_gradients(const Model& model) {
+  std::vector<Tensor<double>> inputs;
+  for (const auto& p : model.parameters()) inputs.push_back(p.tensor);
+  const auto f = [&](const Replay<double>& replay) { return loss_of(model, replay); };
+  const GradReport report = gradcheck(f, inputs);
+  INFO(report.where);
+  CHECK(report.max_error < 1e-6);
+  CHECK(report.margin > 1e-3);  // no difference of gradcheck flips a choice
+}
+
+/// Twenty steps, and the same with a stop in the middle, where model and optimiser are saved.
+template <template <class> class Model, class Config>
+void check_learning(const std::string& name, const Config& config) {
+  const std::string path = (std::filesystem::temp_directory_path() /
+                            ("widenet_family_" + name + ".safetensors")).string();
+  const auto train = [&](bool stops) {
+    Model<double> model(config, Rng(1));
+    AdamW<double> optimizer(model.parameters(), 1e-2);
+    std::vector<double> losses;
+    for (Index step = 0; step < 20; ++step) {
+      if (stops && step == 10) {
+        save_checkpoint(path, model, optimizer, {step, 1, {}});
+        model = Model<double>(config, Rng(2));
+        optimizer = AdamW<double>(model.parameters(), 1e-2);
+        CHECK(load_checkpoint(path, model, optimizer).step == 10);
+      }
+      const auto loss = loss_of(model, {}).value;
+      losses.push_back(loss.item());
+      optimizer.zero_grad();
+      loss.backward();
+      optimizer.step();
+    }
+    return losses;
+  };
+  const std::vector<double> losses = train(false);
+  CHECK(losses.back() < 0.7 * losses.front());
+  CHECK(check::same_bits(train(true), losses));
+  std::remove(path.c_str());
+}
+
+}  // namespace
+
+TEST_CASE("count_parameters: the models of the paper for images, exactly, without memory") {
+  const MemoryUse before = memory_use();
+  const VisionConfig b = VisionConfig::widenet_b(), l = VisionConfig::widenet_l(),
+                     h = VisionConfig::widenet_h();
+  struct Row {
+    VisionConfig config;
+    Index count;
+    int millions;  // as the paper prints them, rounded down
+  };
+  const std::vector<Row> rows = {
+      {VisionConfig::vit_b(), 87158249, 87},
+      {VisionConfig::vit_l(), 305376233, 305},
+      {VisionConfig::vit_moe_b(), 128090089, 128},
+      {VisionConfig::vit_moe_l(), 406117353, 406},
+      {b, 29691369, 29},
+      {l, 40942569, 40},
+      {h, 63343081, 63},
+      {changed(b, without_moe), 9225449, 9},
+      {changed(l, without_moe), 15757289, 15},
+      {changed(h, without_moe), 23997161, 23},
+      {changed(b, shared_norms), 29657577, 29},
+      {changed(l, shared_norms), 40848361, 40},
+      {changed(h, shared_norms), 63184361, 63},
+      {changed(VisionConfig::vit_l(), shared), 15757289, 15},
+      {changed(changed(VisionConfig::vit_l(), shared),
+               [](EncoderConfig& e) { e.dense_hidden = 8192; }), 24149993, 24},
+      {changed(l, [](EncoderConfig& e) { e.blocks = 12; }), 40893417, 40}};
+  for (const Row& row : rows) {
+    INFO("width ", row.config.encoder.width, ", ", row.count);
+    CHECK(count_parameters(row.config) == row.count);
+    CHECK(row.count / 1000000 == row.millions);
+    CHECK(VisionModel<double>::count_all(row.config) == row.count);
+    const Index D = row.config.encoder.width;
+    VisionConfig other = row.config;
+    other.class_token = ClassToken::trained;
+    CHECK(count_parameters(other) == row.count + D);
+    other = row.config;
+    other.classes = 1000;
+    CHECK(count_parameters(other) == row.count - (D + 1));
+    other = row.config;
+    other.has_pre_logits = false;
+    CHECK(count_parameters(other) == row.count - (D * D + D));
+  }
+  for (const VisionConfig& c : {b, l, h}) {  // the formula for a WideNet, written out
+    const Index D = c.encoder.width, F = c.encoder.expert_hidden, E = 4, P = 16;
+    const Index embed = 3 * P * P * D + D + 197 * D, head = D * D + D + 1001 * D + 1001;
+    const Index attention = 4 * D * D + 4 * D, ffn = 2 * D * F + F + D;
+    CHECK(count_parameters(c) == embed + attention + E * ffn + D * E +
+                                     (2 * c.encoder.blocks + 1) * 2 * D + head);
+  }
+  const MemoryUse after = memory_use();
+  CHECK(after.num_allocations == before.num_allocations);
+  CHECK(after.in_use == before.in_use);
+  CHECK(after.cached == before.cached);
+}
+
+TEST_CASE("count_parameters: the models of the paper for text, exactly, without memory") {
+  const MemoryUse before = memory_use();
+  const auto widenet = [](Index experts) { return LanguageConfig::widenet_albert(experts); };
+  struct Row {
+    LanguageConfig config;
+    Index count;
+  };
+  const std::vector<Row> rows = {{LanguageConfig::albert_base(), 11683584},
+                                 {LanguageConfig::bert_factorized(), 89650176},
+                                 {widenet(4), 25889280},
+                                 {widenet(8), 44782080},
+                                 {widenet(16), 82567680},
+                                 {changed(widenet(4), without_final_norm), 25887744},
+                                 {changed(widenet(8), without_final_norm), 44780544},
+                                 {changed(widenet(16), without_final_norm), 82566144}};
+  for (const Row& row : rows) {
+    INFO(row.count);
+    CHECK(count_parameters(row.config) == row.count);
+    // The heads: masked words and order of segments as in ALBERT, two classes, spans.
+    CHECK(LanguageModel<float>::count_all(row.config) == row.count + 130226 + 2 * (768 * 2 + 2));
+  }
+  const MemoryUse after = memory_use();
+  CHECK(after.num_allocations == before.num_allocations);
+  CHECK(after.in_use == before.in_use);
+}
+
+TEST_CASE("count_parameters: every switch of sharing costs what it should") {
+  const VisionConfig config = VisionConfig::widenet_b();
+  const Index D = 768, F = 4096, E = 4, L = 12, once = count_parameters(config);
+  const auto count = [&](const std::function<void(EncoderConfig&)>& change) {
+    return count_parameters(changed(config, change));
+  };
+  const Index attention = 4 * (D * D + D), expert = 2 * D * F + F + D, router = D * E;
+  CHECK(count([](auto& e) { e.share_attention = false; }) == once + (L - 1) * attention);
+  CHECK(count([](auto& e) { e.share_router = false; }) == once + (L - 1) * router);
+  CHECK(count([](auto& e) { e.share_experts = false; }) == once + (L - 1) * E * expert);
+  CHECK(count([](auto& e) { e.share_layer_norm = true; }) == once - (L - 1) * 2 * 2 * D);
+  CHECK(count([](auto& e) { e.experts = 5; }) == once + expert + D);
+  CHECK(count([](auto& e) { e.expert_hidden += 1; }) == once + E * (2 * D + 1));
+  CHECK(count([](auto& e) { e.blocks += 1; }) == once + 2 * 2 * D);
+  CHECK(count([](auto& e) { e.routing_groups = 3; }) == once);
+  CHECK(count([](auto& e) { e.share_router = false, e.routing_groups = 3; }) == once + 2 * router);
+  CHECK(count([](auto& e) { e.top_k = 1; }) == once);
+  const Index dense = 2 * D * 3072 + 3072 + D;
+  CHECK(count([](auto& e) { e.moe_blocks = 5; }) == once + dense);
+  CHECK(count([](auto& e) { e.moe_blocks = 5, e.share_experts = false; }) ==
+        once + 7 * dense + 4 * E * expert);
+  CHECK(count(without_moe) == once - E * expert - router + dense);
+}
+
+TEST_CASE("count_parameters: it is the number that a model of each kind has") {
+  for (const auto& preset : support::vision_presets()) {
+    INFO(preset.first);
+    for (const auto& change : {std::function<void(EncoderConfig&)>(without_moe),
+                               std::function<void(EncoderConfig&)>(shared_norms),
+                               std::function<void(EncoderConfig&)>(shared),
+                               std::function<void(EncoderConfig&)>([](EncoderConfig&) {})}) {
+      const VisionConfig c = changed(support::toy_size(preset.second), change);
+      const VisionModel<float> model(c, Rng(0));
+      CHECK(count_parameters(c) == sum_of_sizes(model));
+      CHECK(model.num_parameters() == sum_of_sizes(model));
+    }
+  }
+  for (const auto& preset : support::language_presets()) {
+    INFO(preset.first);
+    const LanguageConfig c = support::toy_size(preset.second);
+    const LanguageModel<float> model(c, Rng(0));
+    CHECK(LanguageModel<float>::count_all(c) == sum_of_sizes(model));
+    Index heads = 0;
+    for (const auto& p : model.parameters())
+      for (const char* head : {"mlm.", "order.", "classifier.", "span."})
+        if (p.name.compare(0, std::strlen(head), head) == 0) heads += p.tensor.size();
+    CHECK(count_parameters(c) == sum_of_sizes(model) - heads);
+  }
+}
+
+TEST_CASE("presets: names, toy sizes, errors") {
+  const auto vision = support::vision_presets();
+  CHECK(support::preset_named(vision, "widenet_l").encoder.blocks == 24);
+  CHECK_THROWS_WITH_AS(support::preset_named(vision, "widenet"),
+                       "widenet: preset: the name must be one of vit_b vit_l vit_moe_b vit_moe_l "
+                       "widenet_b widenet_l widenet_h; got widenet",
+                       ValueError);
+  const VisionConfig toy = support::toy_size(VisionConfig::vit_moe_l());
+  CHECK(toy.encoder.width == 64);
+  CHECK(toy.encoder.heads == 4);
+  CHECK(toy.encoder.blocks == 6);
+  CHECK(toy.encoder.num_moe_blocks() == 1);
+  CHECK(toy.encoder.dense_hidden == 256);
+  CHECK(toy.num_tokens() == 17);
+  CHECK(support::toy_size(LanguageConfig::widenet_albert(8)).encoder.experts == 8);
+}
+
+TEST_CASE("presets: a gradcheck of every parameter of each") {
+  const check::OneThread one_thread;
+  std::set<std::string> seen;  // at tiny size some are the same
+  for (const auto& preset : support::vision_presets()) {
+    INFO(preset.first);
+    if (seen.insert(to_json(tiny(preset.second))).second)
+      check_gradients(VisionModel<double>(tiny(preset.second), Rng(3)));
+  }
+  for (const auto& preset : support::language_presets()) {
+    INFO(preset.first);
+    if (seen.insert(to_json(tiny(preset.second))).second)
+      check_gradients(LanguageModel<double>(tiny(preset.second), Rng(3)));
+  }
+  CHECK(seen.size() == 6);
+}
+
+TEST_CASE("presets: each learns, and goes on with the same bits after it was saved and loaded") {
+  const check::OneThread one_thread;
+  for (const auto& preset : support::vision_presets()) {
+    INFO(preset.first);
+    check_learning<VisionModel>(preset.first, tiny(preset.second));
+  }
+  for (const auto& preset : support::language_presets()) {
+    INFO(preset.first);
+    check_learning<LanguageModel>(preset.first, tiny(preset.second));
+  }
+}
+
+TEST_SUITE("slow") {
+
+TEST_CASE("widenet_b: at its real size a step at batch 4 takes less than 4 GB") {
+  release_cached_memory();
+  const Index before = memory_use().in_use;
+  {
+    const VisionConfig config = VisionConfig::widenet_b();
+    const VisionModel<float> model(config, Rng(0));
+    CHECK(sum_of_sizes(model) == 29691369);
+    AdamW<float> optimizer(model.parameters(), 1e-4);
+    const auto images = check::normal<float>({4, 3, 224, 224}, 0);
+    const auto loss_at = [&](Index step) {
+      const auto out = model.forward(images, Training{Rng(0), step});
+      const auto loss = total_loss(cross_entropy(out.logits, {0, 10, 100, 1000}), out.balance_loss);
+      optimizer.zero_grad();
+      loss.backward();
+      optimizer.step();
+      return loss.item();
+    };
+    const float first = loss_at(0), second = loss_at(1);
+    CHECK(std::isfinite(first));
+    CHECK(second < first);
+  }
+  const Index most = memory_use().peak_in_use - before;
+  MESSAGE("widenet_b at batch 4: ", most / 1000000, " MB of tensors");
+  CHECK(most < Index(4000000000));
+  release_cached_memory();
+}
+
+}  // TEST_SUITE
