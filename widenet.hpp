@@ -37,7 +37,7 @@
 //   [11] ENCODER                 blocks, sharing, individual LayerNorms
 //   [12] FRONTENDS AND HEADS     patches, class token, pooling, classifier
 //   [13] LOSSES AND METRICS      cross entropy, accuracy, entropy of the router
-//   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, clipping, warm-up
+//   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, LAMB, clipping, warm-up
 //   [15] CHECKPOINTS             JSON, safetensors, save, load
 //   [16] CHECKING                gradcheck, compare
 //   [17] EPILOGUE                macros go, namespaces close
@@ -2206,11 +2206,13 @@ void sum_all(T* total, const T* x, T factor, Index n) {
     if (team.first()) total[0] = factor * sum;
   });
 }
+/// How many partial sums sum_squares makes of n values.
+inline Index num_partial_sums(Index n) { return (n + 4095) / 4096; }
 /// partial[i] = sum of the squares of chunk i of 4096 values.
 template <class T>
 void sum_squares(T* partial, const T* x, Index n) {
   constexpr Index chunk = 4096;
-  for_each_row((n + chunk - 1) / chunk, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(num_partial_sums(n), [=] WIDENET_KERNEL(Index i, Team team) {
     const T* const p = x + i * chunk;
     const Index length = n - i * chunk < chunk ? n - i * chunk : chunk;
     const T sum = team.sum<T>(length, [=](Index j) { return p[j] * p[j]; });
@@ -2249,6 +2251,31 @@ void adamw_step(T* w, T* m, T* v, const T* g, T rate, T beta1, T beta2, T eps, T
     v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
     w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
   });
+}
+
+/// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  with m, v and correct as in adamw_step
+template <class T>
+void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, T beta1, T beta2, T eps, T decay,
+                    T correct1, T correct2, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
+    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    u[i] = correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
+  });
+}
+/// ratio[0] = |w| / |u|, each from its partial sums of squares; 1 if one of the two is 0.
+template <class T>
+void trust_ratio(T* ratio, const T* w_partial, const T* u_partial, Index n) {
+  for_each_row(1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T ww = team.sum<T>(n, [=](Index i) { return w_partial[i]; });
+    const T uu = team.sum<T>(n, [=](Index i) { return u_partial[i]; });
+    if (team.first()) ratio[0] = ww > T(0) && uu > T(0) ? std::sqrt(ww) / std::sqrt(uu) : T(1);
+  });
+}
+/// w -= rate ratio[0] u
+template <class T>
+void lamb_step(T* w, const T* u, const T* ratio, T rate, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { w[i] -= rate * ratio[0] * u[i]; });
 }
 
 }  // namespace kernel
@@ -4416,7 +4443,8 @@ class Optimizer {
   }
   double learning_rate() const { return learning_rate_; }
   void set_learning_rate(double rate) { learning_rate_ = rate; }
-  /// How many steps have been made; a checkpoint carries it, as AdamW corrects by it.
+  /// How many steps have been made; a checkpoint carries it, as AdamW and LAMB
+  /// correct by it.
   Index num_steps() const { return num_steps_; }
   void set_num_steps(Index steps) { num_steps_ = steps; }
   const std::vector<Parameter<T>>& parameters() const { return parameters_; }
@@ -4467,6 +4495,19 @@ struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
 };
 
+namespace detail {
+
+template <class Options>
+void require_adam_options(const char* optimizer, double learning_rate, const Options& o) {
+  require<ValueError>(learning_rate >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 &&
+                          o.beta2 < 1 && o.eps > 0 && o.weight_decay >= 0,
+                      optimizer, ": rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; got ",
+                      learning_rate, ", ", o.weight_decay, ", ", o.eps, ", ", o.beta1, ", ",
+                      o.beta2);
+}
+
+}  // namespace detail
+
 /// Adam with decoupled weight decay.
 ///
 ///   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
@@ -4481,12 +4522,7 @@ class AdamW : public Optimizer<T> {
   AdamW(std::vector<Parameter<T>> parameters, double learning_rate, AdamWOptions options = {})
       : Optimizer<T>(std::move(parameters), learning_rate, {"adamw.m", "adamw.v"}),
         options_(options) {
-    const AdamWOptions& o = options;
-    require<ValueError>(learning_rate >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 &&
-                            o.beta2 < 1 && o.eps > 0 && o.weight_decay >= 0,
-                        "AdamW: rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; got ",
-                        learning_rate, ", ", o.weight_decay, ", ", o.eps, ", ", o.beta1, ", ",
-                        o.beta2);
+    detail::require_adam_options("AdamW", learning_rate, options);
   }
   void step() {
     ++this->num_steps_;
@@ -4506,6 +4542,63 @@ class AdamW : public Optimizer<T> {
   AdamWOptions options_;
 };
 
+struct LAMBOptions {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-6, weight_decay = 0.01;
+};
+
+/// Adam whose step, tensor by tensor, is as long as the rate times the length of the tensor.
+///
+///   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+///   u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay w
+///   w = w - rate |w| / |u| u,   the ratio is 1 where |w| or |u| is 0
+///
+/// A tensor here is what a checkpoint stores under one name: a shared tensor has one ratio for all
+/// its blocks, and each expert of a stack has its own. t is num_steps() for all tensors, also for
+/// one that had no gradient in some steps. Clipping is the caller's, as for the other optimisers.
+///
+///   Errors    ValueError if an option is out of its range
+///   Source    You et al., Large Batch Optimization for Deep Learning, arXiv 1904.00962, algorithm
+///             2, with the identity for phi; the paper's recipe: decay 0.1 on all tensors
+///   Differs   ALBERT's has no bias correction and spares biases and LayerNorms of decay; others
+///             clip the ratio
+template <class T>
+class LAMB : public Optimizer<T> {
+ public:
+  LAMB(std::vector<Parameter<T>> parameters, double learning_rate, LAMBOptions options = {})
+      : Optimizer<T>(std::move(parameters), learning_rate, {"lamb.m", "lamb.v"}),
+        options_(options) {
+    detail::require_adam_options("LAMB", learning_rate, options);
+  }
+  void step() {
+    ++this->num_steps_;
+    const double t = double(this->num_steps_);
+    const T correct1 = T(1 / (1 - std::pow(options_.beta1, t)));
+    const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));
+    for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
+      const Tensor<T>& w = this->parameters_[i].tensor;
+      if (!w.has_gradient()) continue;
+      const Buffer<T> u(w.size()), ratio(1);
+      kernel::lamb_direction(u.data(), this->state_of(0, i), this->state_of(1, i),
+                             w.gradient().data(), w.data(), T(options_.beta1), T(options_.beta2),
+                             T(options_.eps), T(options_.weight_decay), correct1, correct2,
+                             w.size());
+      const Index slices = this->parameters_[i].is_stack() ? w.shape()[0] : 1;
+      const Index size = w.size() / slices, num_partial = kernel::num_partial_sums(size);
+      const Buffer<T> w_partial(num_partial), u_partial(num_partial);
+      for (Index at = 0; at < w.size(); at += size) {
+        kernel::sum_squares(w_partial.data(), w.data() + at, size);
+        kernel::sum_squares(u_partial.data(), u.data() + at, size);
+        kernel::trust_ratio(ratio.data(), w_partial.data(), u_partial.data(), num_partial);
+        kernel::lamb_step(w.data() + at, u.data() + at, ratio.data(), T(this->learning_rate_),
+                          size);
+      }
+    }
+  }
+
+ private:
+  LAMBOptions options_;
+};
+
 /// Scales all gradients so that their global norm is at most `limit`; returns the norm before, as a
 /// buffer of one value, so that no device has to be waited for.
 ///
@@ -4516,16 +4609,15 @@ class AdamW : public Optimizer<T> {
 template <class T>
 Buffer<T> clip_global_norm(const std::vector<Parameter<T>>& parameters, double limit) {
   require<ValueError>(limit > 0, "clip_global_norm: the limit must be positive; got ", limit);
-  constexpr Index chunk = 4096;
   Index num_partial = 0;
   for (const Parameter<T>& p : parameters)
-    if (p.tensor.has_gradient()) num_partial += (p.tensor.size() + chunk - 1) / chunk;
+    if (p.tensor.has_gradient()) num_partial += kernel::num_partial_sums(p.tensor.size());
   const Buffer<T> partial(num_partial), norm(1), factor(1);
   T* at = partial.data();
   for (const Parameter<T>& p : parameters) {
     if (!p.tensor.has_gradient()) continue;
     kernel::sum_squares(at, p.tensor.gradient().data(), p.tensor.size());
-    at += (p.tensor.size() + chunk - 1) / chunk;
+    at += kernel::num_partial_sums(p.tensor.size());
   }
   kernel::clip_factor(factor.data(), norm.data(), partial.data(), T(limit), num_partial);
   for (const Parameter<T>& p : parameters)
