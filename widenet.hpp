@@ -36,7 +36,7 @@
 //   [10] MIXTURE OF EXPERTS      Conventions, Routing, router, dispatch, experts, combine
 //   [11] ENCODER                 blocks, sharing, individual LayerNorms
 //   [12] FRONTENDS AND HEADS     patches, class token, pooling, classifier
-//   [13] LOSSES AND METRICS      cross entropy, accuracy, entropy of the router
+//   [13] LOSSES AND METRICS      cross entropy, accuracy, divergence of the LayerNorms
 //   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, LAMB, clipping, warm-up
 //   [15] CHECKPOINTS             JSON, safetensors, save, load
 //   [16] CHECKING                gradcheck, compare
@@ -4419,6 +4419,70 @@ double router_entropy(const Routing<T>& r) {
   for (const T p : r.probabilities.to_vector())
     if (p > T(0)) total -= double(p) * math::log(double(p));
   return total / double(r.N);
+}
+
+/// Which elements of the LayerNorms of two blocks are compared: every one with every one, as the
+/// paper has it, or each with its own. Equal vectors are at distance 0 only by the second.
+enum class ElementPairs { all, matched };
+
+/// How far the LayerNorms of the blocks are from each other: the mean squared distance of an
+/// element to those of the other blocks. x[l, d] is one of gamma and beta of block l.    [eq 8]
+///
+///   all      y = 1 / (L D) sum over l, d of
+///                    1 / ((L - 1) D) sum over j != l and all i of  (x[l, d] - x[j, i])^2
+///   matched  y = 1 / (L D) sum over l, d of
+///                    1 / (L - 1) sum over j != l of  (x[l, d] - x[j, d])^2
+///
+/// In O(L D): the sum over all pairs of n numbers is 2 (n S2 - S1^2), with S1 their sum and S2 that
+/// of their squares; pairs within a block are taken off again. It is taken about the mean of x.
+///
+///   Shapes    L vectors of D values
+///   Errors    ShapeError unless L >= 2 and all vectors have the same D >= 1
+///   Source    section 4.4 and figures 4 and 5; the factor of the inner sum is inferred
+inline double layer_norm_divergence(const std::vector<std::vector<double>>& x,
+                                    ElementPairs pairs = ElementPairs::all) {
+  const std::size_t L = x.size(), D = x.empty() ? 0 : x[0].size();
+  std::vector<double> flat;
+  for (const std::vector<double>& row : x) {
+    require<ShapeError>(row.size() == D, "layer_norm_divergence: all vectors must have D = ", D,
+                        " values; got ", row.size());
+    flat.insert(flat.end(), row.begin(), row.end());
+  }
+  require<ShapeError>(L >= 2 && D >= 1,
+                      "layer_norm_divergence: there must be L >= 2 blocks and D >= 1; got ", L,
+                      ", ", D);
+  double mean = 0;
+  for (const double value : flat) mean += value / double(L * D);
+  const auto sum_over_pairs = [&](std::size_t first, std::size_t n, std::size_t stride) {
+    double s1 = 0, s2 = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double value = flat[first + i * stride] - mean;
+      s1 += value, s2 += value * value;
+    }
+    return 2 * (double(n) * s2 - s1 * s1);
+  };
+  double total = 0;
+  if (pairs == ElementPairs::matched) {
+    for (std::size_t d = 0; d < D; ++d) total += sum_over_pairs(d, L, D);
+    return total / double(L * D * (L - 1));
+  }
+  total = sum_over_pairs(0, L * D, 1);
+  for (std::size_t l = 0; l < L; ++l) total -= sum_over_pairs(l * D, D, 1);
+  return total / double(L * D * (L - 1) * D);
+}
+
+/// The same for a model with individual LayerNorms: of "norm1.weight", the gammas before (or, in
+/// post-norm, after) attention, "norm1.bias", the betas, "norm2.weight" or "norm2.bias".
+template <class T>
+double layer_norm_divergence(const std::vector<Parameter<T>>& parameters, const std::string& name,
+                             ElementPairs pairs = ElementPairs::all) {
+  std::vector<std::vector<double>> x;
+  for (const Parameter<T>& p : parameters) {
+    if (p.name != "blocks." + std::to_string(x.size()) + "." + name) continue;
+    const std::vector<T> values = p.tensor.to_vector();
+    x.emplace_back(values.begin(), values.end());
+  }
+  return layer_norm_divergence(x, pairs);
 }
 
 // [14] OPTIMISERS AND SCHEDULES ===================================================================

@@ -132,3 +132,61 @@ TEST_CASE("router_entropy: ln E for a router without preference, 0 for a certain
       tensor({3, 4}, {0.25, 0.25, 0.25, 0.25,  0, 1, 0, 0,  0.5, 0, 0, 0.5});
   check::close({router_entropy(routing)}, {(std::log(4.0) + std::log(2.0)) / 3});
 }
+
+TEST_CASE("layer_norm_divergence: known values") {
+  const auto all = ElementPairs::all, matched = ElementPairs::matched;
+  const std::vector<Values> far = {{1}, {4}}, same = {{1, 3}, {1, 3}}, three = {{0}, {1}, {3}};
+  check::close({layer_norm_divergence(far, all), layer_norm_divergence(far, matched)}, {9, 9});
+  check::close({layer_norm_divergence(same, all), layer_norm_divergence(same, matched)}, {2, 0});
+  check::close({layer_norm_divergence(three, all)}, {(1.0 + 9 + 4) / 3});
+}
+
+TEST_CASE("layer_norm_divergence: the closed form is the sum, also far from zero") {
+  const std::size_t L = 5, D = 7;
+  for (const double offset : {0.0, 1e6}) {
+    std::vector<Values> x;
+    for (std::size_t l = 0; l < L; ++l) {
+      x.push_back(check::normal({static_cast<Index>(D)}, static_cast<Index>(l)).to_vector());
+      for (double& value : x.back()) value = std::ldexp(std::round(std::ldexp(value, 20)), -20);
+    }
+    double all = 0, matched = 0;
+    for (std::size_t l = 0; l < L; ++l)
+      for (std::size_t d = 0; d < D; ++d)
+        for (std::size_t j = 0; j < L; ++j)
+          for (std::size_t i = 0; i < D && j != l; ++i) {
+            const double square = std::pow(x[l][d] - x[j][i], 2);
+            all += square / double(D * L) / double(D * (L - 1));
+            if (i == d) matched += square / double(D * L) / double(L - 1);
+          }
+    for (Values& row : x)
+      for (double& value : row) value += offset;  // exact: twenty bits after the point
+    CHECK(std::fabs(layer_norm_divergence(x) - all) < 1e-9 * all);
+    CHECK(std::fabs(layer_norm_divergence(x, ElementPairs::matched) - matched) < 1e-9 * matched);
+  }
+}
+
+TEST_CASE("layer_norm_divergence: of the blocks of a model; errors") {
+  VisionConfig config = VisionConfig::toy();
+  config.encoder.blocks = 11;  // "blocks.1." is not "blocks.10."
+  const VisionModel<float> model(config, Rng(0));
+  const auto& parameters = model.parameters();
+  CHECK(layer_norm_divergence(parameters, "norm1.weight") == 0);  // all are 1
+  for (const Parameter<float>& p : parameters)
+    if (p.name == "blocks.10.norm1.weight") p.tensor.value().assign(std::vector<float>(32, 3));
+  // Of 11 * 10 ordered pairs of blocks 20 are at distance 2.
+  check::close({layer_norm_divergence(parameters, "norm1.weight"),
+                layer_norm_divergence(parameters, "norm1.weight", ElementPairs::matched),
+                layer_norm_divergence(parameters, "norm1.bias"),
+                layer_norm_divergence(parameters, "norm2.weight")},
+               {20 * 4 / 110.0, 20 * 4 / 110.0, 0, 0});
+
+  config.encoder.share_layer_norm = true;
+  const VisionModel<float> shared(config, Rng(0));
+  CHECK_THROWS_WITH_AS(layer_norm_divergence(shared.parameters(), "norm1.weight"),
+                       "widenet: layer_norm_divergence: there must be L >= 2 blocks and D >= 1; "
+                       "got 0, 0",
+                       ShapeError);
+  CHECK_THROWS_WITH_AS(layer_norm_divergence({{1, 2}, {3}}),
+                       "widenet: layer_norm_divergence: all vectors must have D = 2 values; got 1",
+                       ShapeError);
+}
