@@ -1778,6 +1778,15 @@ void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
 
 // Tokens ------------------------------------------------------------------------------------------
 
+/// y[i, :] = x[index[i], :], or 0 where index[i] is -1.
+template <class T>
+void take_rows(Sink<T> y, const T* x, const std::int32_t* index, Index N, Index D) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index i, Team team) {
+    const bool is_empty = index[i] < 0;
+    const T* const row = x + (is_empty ? 0 : index[i]) * D;
+    team.each(D, [=](Index d) { y.put(i * D + d, is_empty ? T(0) : row[d]); });
+  });
+}
 /// y[i, :] = table[id[i], :]
 template <class T>
 void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D) {
@@ -2795,6 +2804,32 @@ Tensor<T> dropout(const Tensor<T>& x, double fraction, const Rng& rng) {
   return y;
 }
 
+/// Takes some of the rows, each at most once, or puts them back among rows of zeros.
+///
+///   y[i, :] = x[index[i], :], or 0 where index[i] is -1
+///
+///   Shapes    x (M, D), index N integers in [-1, M), inverse M integers: inverse[index[i]] = i,
+///             and -1 for the rows that are not taken  ->  y (N, D)
+///   Backward  dx[j, :] = dy[inverse[j], :], or 0 where inverse[j] is -1
+template <class T>
+Tensor<T> take_rows(const Tensor<T>& x, const Buffer<std::int32_t>& index,
+                    const Buffer<std::int32_t>& inverse) {
+  require<ShapeError>(x.shape().rank() == 2 && x.shape()[0] == inverse.size(),
+                      "take_rows: x must be (M, D) with M = ", inverse.size(), "; got ", x.shape());
+  const Index M = inverse.size(), N = index.size(), D = x.shape()[1];
+  const auto take = [x, index, N, D] {
+    const Buffer<T> y(N * D);
+    kernel::take_rows(Sink<T>{y.data(), false}, x.data(), index.data(), N, D);
+    return y;
+  };
+  const Tensor<T> y(Shape{N, D}, take());
+  y.record("take_rows", {x}, [x, inverse, M, D](const Buffer<T>& dy) {
+    kernel::take_rows(x.sink(), dy.data(), inverse.data(), M, D);
+  });
+  y.set_restore(take);
+  return y;
+}
+
 /// Looks up rows of a table.
 ///
 ///   y[n, :] = table[id[n], :]
@@ -3242,6 +3277,7 @@ struct Routing {
   Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
   Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
   Buffer<T> importance;                    // (E): sum over n of p[n, e]
+  Buffer<std::int32_t> token;              // (N): which token of the batch n is; empty: token n
 
   std::vector<bool> dropped() const {
     std::vector<bool> result;
@@ -3272,6 +3308,22 @@ struct Replay {
       replay.noise.push_back(r.noise);
     }
     return replay;
+  }
+};
+
+/// The tokens of a batch that are routed, where padding is not: N of N' tokens. Padding then takes
+/// no slot and counts in no mean; N is the number of the others, in capacity, too.
+struct RoutedTokens {
+  Buffer<std::int32_t> token;  // (N): their places in the batch, b T + t
+  Buffer<std::int32_t> row;    // (N'): the row of each token in them, or -1; empty: all are routed
+  RoutedTokens() = default;
+  explicit RoutedTokens(const std::vector<std::uint8_t>& mask) {
+    std::vector<std::int32_t> tokens, rows;
+    for (const std::uint8_t is_token : mask) {
+      rows.push_back(is_token ? static_cast<std::int32_t>(tokens.size()) : -1);
+      if (is_token) tokens.push_back(static_cast<std::int32_t>(rows.size() - 1));
+    }
+    token = Buffer<std::int32_t>(tokens), row = Buffer<std::int32_t>(rows);
   }
 };
 
@@ -3725,6 +3777,7 @@ struct EncoderConfig {
   bool share_attention = true, share_router = true, share_experts = true, share_layer_norm = false;
   bool is_pre_norm = true;     // false: x = LN(x + f(x)), without a final LayerNorm
   bool has_final_norm = true;  // of a pre-norm encoder
+  bool routes_padding = true;  // false: padding takes no slot and counts in no mean of the routers
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
   double dropout = 0;
@@ -3829,7 +3882,8 @@ class Encoder {
 
   /// x (B, T, D) -> tokens (B, T, D). `training` is null in evaluation.
   EncoderOutput<T> forward(Tensor<T> x, const Training* training, const Replay<T>& replay,
-                           const Buffer<std::uint8_t>& key_mask = {}) const {
+                           const Buffer<std::uint8_t>& key_mask = {},
+                           const RoutedTokens& routed = {}) const {
     EncoderOutput<T> out;
     const std::size_t routings = static_cast<std::size_t>(num_routings());
     require<ShapeError>(replay.choices.empty() || replay.choices.size() == routings,
@@ -3840,7 +3894,7 @@ class Encoder {
                         replay.noise.size());
     for (Index i = 0; i < config_.blocks; ++i) {
       x = attend(x, i, training, key_mask);
-      x = feed_forward(x, i, training, replay, out);
+      x = feed_forward(x, i, training, replay, routed, out);
     }
     out.tokens = final_norm_.weight ? final_norm_(x, config_.layer_norm_eps) : x;
     for (const Tensor<T>& loss : out.balance_losses)
@@ -3879,12 +3933,18 @@ class Encoder {
   }
 
   Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Training* training,
-                         const Replay<T>& replay, EncoderOutput<T>& out) const {
+                         const Replay<T>& replay, const RoutedTokens& routed,
+                         EncoderOutput<T>& out) const {
     return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
       if (!config_.is_moe(i))
         return of_block(ffn_, i)(h, config_.gelu, config_.dropout, training, i);
-      const Tensor<T> tokens = h.reshaped({h.shape().num_rows(), config_.width});
-      if (config_.routes(i)) route_block(tokens, i, training, replay, out);
+      const Tensor<T> all = h.reshaped({h.shape().num_rows(), config_.width});
+      const bool takes_all = routed.row.size() == 0;
+      const Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
+      if (config_.routes(i)) {
+        route_block(tokens, i, training, replay, out);
+        out.routings.back().token = routed.token;
+      }
       const Routing<T>& routing = out.routings.back();
       const Tensor<T> slots = dispatch(tokens, routing);
       const Index first_moe = config_.blocks - config_.num_moe_blocks();
@@ -3892,7 +3952,9 @@ class Encoder {
                                                                   expert_dropout(i, training));
       slots.forget();
       tokens.forget();
-      return combine(results, routing.gate, routing).reshaped(x.shape());
+      all.forget();
+      const Tensor<T> y = combine(results, routing.gate, routing);
+      return (takes_all ? y : take_rows(y, routed.row, routed.token)).reshaped(x.shape());
     });
   }
 
@@ -4320,7 +4382,10 @@ class LanguageModel {
     x = embedding_norm_(add_to_sequences(x, embedding(place, positions_)),
                         c.encoder.layer_norm_eps);
     x = dropout_in(training, Purpose::embedding_dropout, 0, projection_(x), c.encoder.dropout);
-    EncoderOutput<T> out = encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask));
+    const bool all_are_routed = batch.mask.empty() || c.encoder.routes_padding;
+    EncoderOutput<T> out =
+        encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask),
+                         all_are_routed ? RoutedTokens() : RoutedTokens(batch.mask));
     return {out.tokens, out.balance_loss, std::move(out.balance_losses), std::move(out.routings)};
   }
 
@@ -5283,6 +5348,7 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("share_attention", c.share_attention), visit("share_router", c.share_router);
   visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
+  visit("routes_padding", c.routes_padding);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("router_noise", c.conventions.noise,

@@ -296,6 +296,88 @@ TEST_CASE("presets: each learns, and goes on with the same bits after it was sav
   }
 }
 
+TEST_CASE("padding: where it is not routed it takes no slot and counts nowhere") {
+  LanguageConfig config = tiny(LanguageConfig::widenet_albert(3));
+  TokenBatch batch = token_batch(), other = batch;
+  other.token[13] = 5, other.token[14] = 9;  // the padding
+  const auto all_of = [&](const TokenBatch& b) {
+    const auto out = LanguageModel<double>(config, Rng(3)).forward(b);
+    std::vector<double> values = out.tokens.to_vector();
+    values.resize(13 * 8);  // the tokens that are not padding
+    values.push_back(out.balance_loss.item());
+    for (const auto& routing : out.routings) {
+      check::append(values, routing.importance.to_vector());
+      for (const std::int32_t kept : routing.kept.to_vector()) values.push_back(kept);
+    }
+    return values;
+  };
+  CHECK(!check::same_bits(all_of(batch), all_of(other)));
+  config.encoder.routes_padding = false;
+  CHECK(check::same_bits(all_of(batch), all_of(other)));
+
+  const auto out = LanguageModel<double>(config, Rng(3)).forward(batch);
+  CHECK(out.routings.size() == 2);
+  for (const auto& routing : out.routings) {
+    CHECK(routing.N == 13);
+    CHECK(routing.C == expert_capacity({6, 5}, 2, 13, 3));
+    CHECK(routing.token.to_vector() ==
+          std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12});
+    std::int32_t load = 0;
+    for (const std::int32_t l : routing.load.to_vector()) load += l;
+    CHECK(load == 2 * 13);
+  }
+  batch.mask = {1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0};
+  CHECK(LanguageModel<double>(config, Rng(3)).forward(batch).routings[0].token.to_vector() ==
+        std::vector<std::int32_t>{0, 1, 2, 3, 4, 5, 10, 11, 12});
+
+  batch.mask.assign(15, 1);
+  const std::vector<double> masked = all_of(batch);
+  config.encoder.routes_padding = true;
+  CHECK(check::same_bits(all_of(batch), masked));
+  batch.mask.clear();
+  CHECK(check::same_bits(all_of(batch), masked));
+  config.encoder.routes_padding = false;
+  CHECK(check::same_bits(all_of(batch), masked));
+
+  batch.mask.assign(15, 0);
+  CHECK_THROWS_WITH_AS(all_of(batch),
+                       "widenet: route: 1 <= K <= E and N >= 1 must hold; got K = 2, E = 3, N = 0",
+                       ValueError);
+}
+
+TEST_CASE("padding: the routing does not depend on how far sequences are padded") {
+  LanguageConfig config = tiny(LanguageConfig::widenet_albert(3));
+  config.encoder.routes_padding = false;
+  config.max_tokens = 9;
+  const LanguageModel<float> model(config, Rng(3));
+  const TokenBatch batch = token_batch();
+  TokenBatch longer;
+  longer.B = 3, longer.T = 9;
+  for (Index b = 0; b < 3; ++b)
+    for (Index t = 0; t < 9; ++t) {
+      const auto at = static_cast<std::size_t>(5 * b + t);
+      longer.token.push_back(t < 5 ? batch.token[at] : 0);
+      longer.type.push_back(t < 5 ? batch.type[at] : 0);
+      longer.mask.push_back(t < 5 ? batch.mask[at] : 0);
+    }
+  const auto a = model.forward(batch, Training{Rng(1), 0});
+  const auto b = model.forward(longer, Training{Rng(1), 0});
+  CHECK(a.balance_loss.item() == b.balance_loss.item());
+  for (std::size_t t = 0; t < a.routings.size(); ++t) {
+    CHECK(check::same_bits(a.routings[t].gate.to_vector(), b.routings[t].gate.to_vector()));
+    CHECK(a.routings[t].slot.to_vector() == b.routings[t].slot.to_vector());
+  }
+}
+
+TEST_CASE("padding: a gradcheck where it is not routed") {
+  const check::OneThread one_thread;
+  for (const bool is_pre_norm : {true, false}) {
+    LanguageConfig config = tiny(LanguageConfig::widenet_albert(3));
+    config.encoder.routes_padding = false, config.encoder.is_pre_norm = is_pre_norm;
+    check_gradients(LanguageModel<double>(config, Rng(3)));
+  }
+}
+
 TEST_SUITE("slow") {
 
 TEST_CASE("widenet_b: at its real size a step at batch 4 takes less than 4 GB") {
