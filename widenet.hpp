@@ -2207,6 +2207,34 @@ void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log
     });
   });
 }
+/// loss[n] = Q logsumexp(x_n) - sum over v of q[n, v] x[n, v],  Q = sum over v of q[n, v]
+template <class T>
+void soft_cross_entropy_forward(T* loss, T* log_sum, const T* x, const T* q, Index N, Index V) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *const x_n = x + n * V, *const q_n = q + n * V;
+    const T largest = team.max<T>(V, [=](Index v) { return x_n[v]; });
+    const T sum = team.sum<T>(V, [=](Index v) { return math::exp(x_n[v] - largest); });
+    const T Q = team.sum<T>(V, [=](Index v) { return q_n[v]; });
+    const T dot =  // 0 times an infinite logit is NaN
+        team.sum<T>(V, [=](Index v) { return q_n[v] == T(0) ? T(0) : q_n[v] * x_n[v]; });
+    if (!team.first()) return;
+    log_sum[n] = largest + math::log(sum);
+    loss[n] = Q * log_sum[n] - dot;
+  });
+}
+/// dx = dloss / N (Q p - q)
+template <class T>
+void soft_cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
+                                 const T* q, Index N, Index V) {
+  for_each_row(N, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *const x_n = x + n * V, *const q_n = q + n * V;
+    const T Q = team.sum<T>(V, [=](Index v) { return q_n[v]; });
+    const T factor = dloss[0] / T(N), total = log_sum[n];
+    team.each(V, [=](Index v) {
+      dx.put(n * V + v, factor * (Q * math::exp(x_n[v] - total) - q_n[v]));
+    });
+  });
+}
 /// total[0] = factor * sum of x, by one team.
 template <class T>
 void sum_all(T* total, const T* x, T factor, Index n) {
@@ -4022,18 +4050,14 @@ struct VisionConfig {
   ///   widenet_l 1024     24     16    (4096)     4096         all  mean          40,942,569
   ///   widenet_h 1280     32     16    (5120)     5120         all  mean          63,343,081
   ///
-  /// The ablations of the paper are changes of fields of `encoder`, here of widenet_l():
+  /// The ablations change fields of `encoder`. Of widenet_l(): share_layer_norm = true leaves
+  /// 40,848,361 parameters, experts = 0 leaves 15,757,289 (the dense F then holds), blocks = 12
+  /// leaves 40,893,417; routing_groups may be 1 to `blocks`. Without sharing it is vit_moe_l(). Of
+  /// vit_l(): share_attention = share_experts = true leaves 15,757,289, and 24,149,993 with
+  /// dense_hidden = 8192.
   ///
-  ///   LayerNorms shared    share_layer_norm = true                                  40,848,361
-  ///   without MoE          experts = 0; then the dense F in brackets holds          15,757,289
-  ///   fewer blocks         blocks = 12                                              40,893,417
-  ///   vit_l with sharing   share_attention = share_experts = true, of vit_l()
-  ///     and a wider FFN    dense_hidden = 8192                                      24,149,993
-  ///   without sharing      vit_moe_l()                                             406,117,353
-  ///   routing groups       routing_groups = 1, 2, ...
-  ///
-  ///   Source    tables 1, 3 to 5 and the authors' code, from which the counts follow that the
-  ///             paper rounds; which blocks of ViT-MoE are MoE follows from its counts
+  ///   Source    authors' code; the paper's tables round these counts down to millions. How many
+  ///             blocks of ViT-MoE are MoE is inferred from them
   ///   Differs   the patches of "WideNet-H/14" are of side 16 in its authors' configuration, too
   static VisionConfig vit_b() { return vit(768, 12, 12, 3072); }
   static VisionConfig vit_l() { return vit(1024, 24, 16, 4096); }
@@ -4211,30 +4235,29 @@ struct LanguageConfig {
   /// heads, F = 3072. ALBERT and BERT have post-norm blocks. WideNet has pre-norm blocks and the
   /// final LayerNorm that they need; `encoder.has_final_norm = false` leaves it out.
   ///
-  ///                         parameters                   without the final LayerNorm
-  ///   albert_base           11,683,584                   -
-  ///   bert_factorized       89,650,176                   -
-  ///   widenet_albert(E)     25,889,280 for 4 experts     25,887,744
-  ///                         44,782,080 for 8             44,780,544
-  ///                         82,567,680 for 16            82,566,144
+  ///   albert_base      11,683,584 parameters     bert_factorized  89,650,176
+  ///   widenet_albert   25,889,280 with 4 experts, 44,782,080 with 8, 82,567,680 with 16; without
+  ///                    the final LayerNorm 25,887,744, 44,780,544, 82,566,144
   ///
   ///   Source    table 2 rounds these counts; ALBERT, arXiv 1909.11942
   ///   Differs   ALBERT shares its LayerNorms, too; "BERT" is BERT with ALBERT's embeddings
+  static LanguageConfig widenet_albert(Index experts) {
+    LanguageConfig c;
+    c.vocabulary = 30000, c.max_tokens = 512, c.embedding = 128;
+    c.encoder.width = 768, c.encoder.blocks = c.encoder.heads = 12;
+    c.encoder.dense_hidden = c.encoder.expert_hidden = 3072;
+    c.encoder.experts = experts;
+    return c;
+  }
   static LanguageConfig albert_base() {
-    LanguageConfig c = bert_factorized();
-    c.encoder.share_attention = c.encoder.share_experts = c.encoder.share_layer_norm = true;
+    LanguageConfig c = widenet_albert(0);
+    c.encoder.share_layer_norm = true, c.encoder.is_pre_norm = false;
     return c;
   }
   static LanguageConfig bert_factorized() {
-    LanguageConfig c = base();
-    c.encoder.experts = 0;
+    LanguageConfig c = widenet_albert(0);
     c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
     c.encoder.is_pre_norm = false;
-    return c;
-  }
-  static LanguageConfig widenet_albert(Index experts) {
-    LanguageConfig c = base();
-    c.encoder.experts = experts;
     return c;
   }
 
@@ -4252,15 +4275,6 @@ struct LanguageConfig {
          << classes;
     found.push_back(line.str());
     return found;
-  }
-
- private:
-  static LanguageConfig base() {
-    LanguageConfig c;
-    c.vocabulary = 30000, c.max_tokens = 512, c.embedding = 128;
-    c.encoder.width = 768, c.encoder.blocks = c.encoder.heads = 12;
-    c.encoder.dense_hidden = c.encoder.expert_hidden = 3072;
-    return c;
   }
 };
 
@@ -4447,6 +4461,31 @@ Tensor<T> cross_entropy(const Tensor<T>& logits, const std::vector<std::int32_t>
   return loss;
 }
 
+/// Cross entropy with a distribution over the classes as target, as mixup makes them.
+///
+///   loss = -1/N sum over n, v of  q[n, v] log softmax(x_n)[v]
+///
+///   Shapes    logits and targets q (N, V)  ->  a scalar
+///   Backward  dx = dloss / N (softmax(x) sum over v of q - q); none for q: targets are data
+///   Errors    ShapeError unless both are (N, V) with N >= 1
+template <class T>
+Tensor<T> soft_cross_entropy(const Tensor<T>& logits, const Tensor<T>& targets) {
+  const Shape& s = logits.shape();
+  require<ShapeError>(s.rank() == 2 && s == targets.shape() && s[0] > 0,
+                      "soft_cross_entropy: logits and targets must be (N, V); got ", s, ", ",
+                      targets.shape());
+  const Index N = s[0], V = s[1];
+  const Buffer<T> losses(N), log_sum(N), q = targets.value();
+  const Tensor<T> loss(Shape{});
+  kernel::soft_cross_entropy_forward(losses.data(), log_sum.data(), logits.data(), q.data(), N, V);
+  kernel::sum_all(loss.data(), losses.data(), T(1) / T(N), N);
+  loss.record("soft_cross_entropy", {logits}, [=](const Buffer<T>& dloss) {
+    kernel::soft_cross_entropy_backward(logits.sink(), dloss.data(), logits.data(), log_sum.data(),
+                                        q.data(), N, V);
+  });
+  return loss;
+}
+
 /// main + lambda * balance: the loss of the paper, lambda applied once to the sum.    [eq 7]
 template <class T>
 Tensor<T> total_loss(const Tensor<T>& main, const Tensor<T>& balance, double lambda = 0.01) {
@@ -4486,8 +4525,7 @@ double router_entropy(const Routing<T>& r) {
   return total / double(r.N);
 }
 
-/// Which elements of the LayerNorms of two blocks are compared: every one with every one, as the
-/// paper has it, or each with its own. Equal vectors are at distance 0 only by the second.
+/// Which elements of two blocks are compared: each with all, as in the paper, or with its own only.
 enum class ElementPairs { all, matched };
 
 /// How far the LayerNorms of the blocks are from each other: the mean squared distance of an
@@ -4498,46 +4536,43 @@ enum class ElementPairs { all, matched };
 ///   matched  y = 1 / (L D) sum over l, d of
 ///                    1 / (L - 1) sum over j != l of  (x[l, d] - x[j, d])^2
 ///
-/// In O(L D): the sum over all pairs of n numbers is 2 (n S2 - S1^2), with S1 their sum and S2 that
-/// of their squares; pairs within a block are taken off again. It is taken about the mean of x.
+/// Equal vectors have y = 0 by the second only. The sum over all pairs of n numbers is
+/// 2 (n S2 - S1^2), S1 their sum and S2 that of their squares: O(L D). Pairs within a block are
+/// taken off again; y does not change when the mean is, which keeps the digits.
 ///
-///   Shapes    L vectors of D values
+///   Shapes    x: L vectors of D values; or the parameters of a model with individual LayerNorms
+///             and a name: "norm1.weight", the gammas at attention, "norm1.bias", the betas,
+///             "norm2.weight", "norm2.bias"
 ///   Errors    ShapeError unless L >= 2 and all vectors have the same D >= 1
 ///   Source    section 4.4 and figures 4 and 5; the factor of the inner sum is inferred
 inline double layer_norm_divergence(const std::vector<std::vector<double>>& x,
                                     ElementPairs pairs = ElementPairs::all) {
   const std::size_t L = x.size(), D = x.empty() ? 0 : x[0].size();
-  std::vector<double> flat;
-  for (const std::vector<double>& row : x) {
-    require<ShapeError>(row.size() == D, "layer_norm_divergence: all vectors must have D = ", D,
-                        " values; got ", row.size());
-    flat.insert(flat.end(), row.begin(), row.end());
-  }
   require<ShapeError>(L >= 2 && D >= 1,
                       "layer_norm_divergence: there must be L >= 2 blocks and D >= 1; got ", L,
                       ", ", D);
-  double mean = 0;
-  for (const double value : flat) mean += value / double(L * D);
-  const auto sum_over_pairs = [&](std::size_t first, std::size_t n, std::size_t stride) {
+  double mean = 0, total = 0;
+  for (const std::vector<double>& row : x) {
+    require<ShapeError>(row.size() == D, "layer_norm_divergence: all vectors must have D = ", D,
+                        " values; got ", row.size());
+    for (const double value : row) mean += value / double(L * D);
+  }
+  const auto add_pairs = [&](double sign, std::size_t l, std::size_t rows, std::size_t d,
+                             std::size_t columns) {
     double s1 = 0, s2 = 0;
-    for (std::size_t i = 0; i < n; ++i) {
-      const double value = flat[first + i * stride] - mean;
-      s1 += value, s2 += value * value;
-    }
-    return 2 * (double(n) * s2 - s1 * s1);
+    for (std::size_t j = l; j < l + rows; ++j)
+      for (std::size_t i = d; i < d + columns; ++i)
+        s1 += x[j][i] - mean, s2 += (x[j][i] - mean) * (x[j][i] - mean);
+    total += sign * 2 * (double(rows * columns) * s2 - s1 * s1);
   };
-  double total = 0;
   if (pairs == ElementPairs::matched) {
-    for (std::size_t d = 0; d < D; ++d) total += sum_over_pairs(d, L, D);
+    for (std::size_t d = 0; d < D; ++d) add_pairs(1, 0, L, d, 1);
     return total / double(L * D * (L - 1));
   }
-  total = sum_over_pairs(0, L * D, 1);
-  for (std::size_t l = 0; l < L; ++l) total -= sum_over_pairs(l * D, D, 1);
+  add_pairs(1, 0, L, 0, D);
+  for (std::size_t l = 0; l < L; ++l) add_pairs(-1, l, 1, 0, D);
   return total / double(L * D * (L - 1) * D);
 }
-
-/// The same for a model with individual LayerNorms: of "norm1.weight", the gammas before (or, in
-/// post-norm, after) attention, "norm1.bias", the betas, "norm2.weight" or "norm2.bias".
 template <class T>
 double layer_norm_divergence(const std::vector<Parameter<T>>& parameters, const std::string& name,
                              ElementPairs pairs = ElementPairs::all) {

@@ -87,7 +87,7 @@ void check_gradients(const Model& model) {
   CHECK(report.margin > 1e-3);  // no difference of gradcheck flips a choice
 }
 
-/// Twenty steps of LAMB, and the same with a stop in the middle, where model and optimiser are saved.
+/// Twenty steps of LAMB, and the same with a stop in the middle, where all is saved.
 template <template <class> class Model, class Config>
 void check_learning(const std::string& name, const Config& config) {
   const std::string path = (std::filesystem::temp_directory_path() /

@@ -102,6 +102,70 @@ TEST_CASE("cross_entropy: errors") {
   CHECK_THROWS_AS(cross_entropy(logits, {0, 1}, -0.1), ValueError);
 }
 
+TEST_CASE("soft_cross_entropy: known values") {
+  const auto logits = tensor({2, 2}, {0, log_3, 0, log_3}).require_gradient();
+  const auto loss = soft_cross_entropy(logits, tensor({2, 2}, {0.3, 0.7, 1, 0}));
+  CHECK(loss.shape() == Shape{});
+  check::close(loss, {-(0.3 * std::log(0.25) + 0.7 * std::log(0.75) + std::log(0.25)) / 2});
+  loss.backward();  // (p - target) / N
+  check::close(logits.gradient().to_vector(), {-0.025, 0.025, -0.375, 0.375});
+  // Targets that add up to 2 count twice.
+  logits.zero_gradient();
+  const auto twice = soft_cross_entropy(logits, tensor({2, 2}, {0.6, 1.4, 2, 0}));
+  check::close(twice, {2 * loss.item()});
+  twice.backward();
+  check::close(logits.gradient().to_vector(), {-0.05, 0.05, -0.75, 0.75});
+}
+
+TEST_CASE("soft_cross_entropy: certain targets, with and without smoothing, are labels") {
+  const auto logits = check::normal({7, 37}, 0);
+  const Labels labels = {0, 36, 5, 5, 31, 32, 17};
+  for (const double smoothing : {0.0, 0.1}) {
+    Values targets(7 * 37, smoothing / 37);
+    for (std::size_t n = 0; n < 7; ++n)
+      targets[n * 37 + static_cast<std::size_t>(labels[n])] += 1 - smoothing;
+    check::close(soft_cross_entropy(logits, tensor({7, 37}, targets)),
+                 {cross_entropy(logits, labels, smoothing).item()});
+  }
+}
+
+TEST_CASE("soft_cross_entropy: large logits, impossible classes") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const auto logits = tensor({1, 3}, {1000, 1000 + log_3, -infinity}).require_gradient();
+  const auto loss = soft_cross_entropy(logits, tensor({1, 3}, {0.5, 0.5, 0}));
+  check::close(loss, {-0.5 * (std::log(0.25) + std::log(0.75))});
+  loss.backward();
+  check::close(logits.gradient().to_vector(), {-0.25, 0.25, 0});
+}
+
+TEST_CASE("soft_cross_entropy: gradients, added to earlier ones; same bits; errors") {
+  const auto logits = check::normal({7, 37}, 0), targets = softmax(check::normal({7, 37}, 1));
+  const auto f = [&] { return soft_cross_entropy(logits, targets); };
+  check::poison_memory();
+  check::gradients(f, {logits});
+  check::gradients_bite(f, {logits});
+
+  logits.zero_gradient();
+  f().backward();
+  Values once = logits.gradient().to_vector();
+  f().backward();
+  for (double& g : once) g *= 2;
+  check::close(logits.gradient().to_vector(), once);
+  check::same_bits_for_all_threads([&] {
+    logits.zero_gradient();
+    f().backward();
+    return logits.gradient().to_vector();
+  });
+
+  CHECK_THROWS_WITH_AS(soft_cross_entropy(logits, check::normal({7, 36}, 0)),
+                       "widenet: soft_cross_entropy: logits and targets must be (N, V); got "
+                       "(7, 37), (7, 36)",
+                       ShapeError);
+  CHECK_THROWS_AS(soft_cross_entropy(check::normal({7}, 0), check::normal({7}, 0)), ShapeError);
+  CHECK_THROWS_AS(soft_cross_entropy(Tensor<double>(Shape{0, 3}), Tensor<double>(Shape{0, 3})),
+                  ShapeError);
+}
+
 TEST_CASE("total_loss: main + lambda balance") {
   const auto main = tensor({}, {2}).require_gradient();
   const auto balance = tensor({}, {5}).require_gradient();
