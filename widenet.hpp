@@ -3101,7 +3101,10 @@ Tensor<T> attention(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, 
 
 // [9] LAYERS ======================================================================================
 
-/// A step of training: all that makes it random. Evaluation takes no such thing.
+/// A step of training: all that makes it random. Evaluation takes no such thing. A batch that does
+/// not fit into memory can go in k micro-batches of equal size, 0 to k - 1, with the loss of each
+/// divided by k: gradients add up to that of the whole batch, but that capacity and balance loss
+/// are those of each micro-batch.
 struct Training {
   Rng rng;
   Index step;

@@ -378,6 +378,83 @@ TEST_CASE("padding: a gradcheck where it is not routed") {
   }
 }
 
+namespace {
+
+/// The gradients of all parameters, one after the other.
+std::vector<double> gradients_of(const VisionModel<double>& model) {
+  std::vector<double> all;
+  for (const auto& p : model.parameters()) check::append(all, p.tensor.gradient().to_vector());
+  return all;
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  return compare(a, b).max_relative;
+}
+
+}  // namespace
+
+TEST_CASE("micro-batches: gradients add up to that of the batch, but for the balance loss") {
+  const auto all = check::normal({6, 1, 4, 4}, 0);
+  const std::vector<double> pixels = all.to_vector();
+  const std::vector<std::int32_t> labels = {0, 1, 2, 2, 0, 1};
+  const auto part = [&](std::ptrdiff_t k) {  // images 2 k and 2 k + 1
+    return check::tensor({2, 1, 4, 4}, {pixels.begin() + 32 * k, pixels.begin() + 32 * (k + 1)});
+  };
+  for (const auto& preset : {VisionConfig::vit_b(), VisionConfig::widenet_b()})
+    for (const double lambda : {0.0, 1.0}) {
+      VisionConfig config = tiny(preset);
+      config.encoder.capacity_factor = {3, 2};  // nothing is dropped
+      const VisionModel<double> model(config, Rng(3));
+      SGD<double> optimizer(model.parameters(), 0);
+      const auto loss_of_batch = [&](const Tensor<double>& images,
+                                     const std::vector<std::int32_t>& label) {
+        const auto out = model.forward(images);
+        for (const auto& routing : out.routings) CHECK(routing.dropped_fraction() == 0);
+        return total_loss(cross_entropy(out.logits, label), out.balance_loss, lambda);
+      };
+      loss_of_batch(all, labels).backward();
+      const std::vector<double> whole = gradients_of(model);
+
+      optimizer.zero_grad();
+      std::vector<double> sum(whole.size());
+      for (std::ptrdiff_t k = 0; k < 3; ++k) {
+        const std::vector<std::int32_t> label(labels.begin() + 2 * k, labels.begin() + 2 * (k + 1));
+        optimizer.zero_grad();
+        ((1.0 / 3) * loss_of_batch(part(k), label)).backward();
+        const std::vector<double> one = gradients_of(model);
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += one[i];
+      }
+      optimizer.zero_grad();
+      for (std::ptrdiff_t k = 0; k < 3; ++k) {
+        const std::vector<std::int32_t> label(labels.begin() + 2 * k, labels.begin() + 2 * (k + 1));
+        ((1.0 / 3) * loss_of_batch(part(k), label)).backward();
+      }
+      const std::vector<double> accumulated = gradients_of(model);
+      CHECK(largest_difference(accumulated, sum) < 1e-14);
+      const bool has_balance = config.encoder.experts > 0 && lambda > 0;
+      if (has_balance) CHECK(largest_difference(accumulated, whole) > 1e-3);
+      else CHECK(largest_difference(accumulated, whole) < 1e-13);
+      optimizer.step();
+      CHECK(optimizer.num_steps() == 1);
+    }
+}
+
+TEST_CASE("micro-batches: each has noise and dropout of its own") {
+  VisionConfig config = tiny(VisionConfig::widenet_b());
+  config.encoder.dropout = 0.2;
+  const VisionModel<double> model(config, Rng(3));
+  const auto images = check::normal({2, 1, 4, 4}, 0);
+  const auto run = [&](Index micro_batch) {
+    const auto out = model.forward(images, Training{Rng(1), 7, micro_batch});
+    std::vector<double> values = out.routings[0].noise.to_vector();
+    check::append(values, out.logits.to_vector());
+    return values;
+  };
+  CHECK(check::same_bits(run(0), run(0)));
+  const std::vector<double> first = run(0), second = run(1);
+  for (std::size_t i = 0; i < first.size(); ++i) CHECK(first[i] != second[i]);
+}
+
 TEST_SUITE("slow") {
 
 TEST_CASE("widenet_b: at its real size a step at batch 4 takes less than 4 GB") {

@@ -234,6 +234,21 @@ TEST_CASE("augment: an image is a function of seed, step and image") {
   CHECK(plain == std::vector<float>(3 * 9 * 11, (40 - 127.5f) / 127.5f));
 }
 
+TEST_CASE("augment: one image in two is flipped, and nothing else happens to it") {
+  const Image x = numbered(2, 3);
+  const Augmentation only_flips{{0, 0}, 1, true, false}, none{{0, 0}, 1, false, false};
+  const std::vector<float> plain = augmented(x, none, 2, 3, Draws(rng, 0));
+  const std::vector<float> flipped = augmented(flip(x), none, 2, 3, Draws(rng, 0));
+  Index count = 0;
+  for (Index image = 0; image < 400; ++image) {
+    const std::vector<float> y = augmented(x, only_flips, 2, 3, Draws(rng, image));
+    CHECK((y == plain || y == flipped));
+    count += y == flipped ? 1 : 0;
+  }
+  CHECK(count > 160);
+  CHECK(count < 240);
+}
+
 TEST_CASE("mixup: the weights are Beta(1/2, 1/2)") {
   CHECK(std::fabs(beta_half_half(0.5) - 0.5) < 1e-12);
   CHECK(std::fabs(beta_half_half(1.0 / 3) - 0.25) < 1e-12);
