@@ -36,8 +36,8 @@
 //   [10] MIXTURE OF EXPERTS      Conventions, Routing, router, dispatch, experts, combine
 //   [11] ENCODER                 blocks, sharing, individual LayerNorms
 //   [12] FRONTENDS AND HEADS     patches, class token, pooling, classifier
-//   [13] LOSSES AND METRICS      cross entropy, accuracy, entropy of the router
-//   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, clipping, warm-up
+//   [13] LOSSES AND METRICS      cross entropy, accuracy, divergence of the LayerNorms
+//   [14] OPTIMISERS AND SCHEDULES  SGD, AdamW, LAMB, clipping, warm-up
 //   [15] CHECKPOINTS             JSON, safetensors, save, load
 //   [16] CHECKING                gradcheck, compare
 //   [17] EPILOGUE                macros go, namespaces close
@@ -1788,6 +1788,15 @@ void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
 
 // Tokens ------------------------------------------------------------------------------------------
 
+/// y[i, :] = x[index[i], :], or 0 where index[i] is -1.
+template <class T>
+void take_rows(Sink<T> y, const T* x, const std::int32_t* index, Index N, Index D) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index i, Team team) {
+    const bool is_empty = index[i] < 0;
+    const T* const row = x + (is_empty ? 0 : index[i]) * D;
+    team.each(D, [=](Index d) { y.put(i * D + d, is_empty ? T(0) : row[d]); });
+  });
+}
 /// y[i, :] = table[id[i], :]
 template <class T>
 void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D) {
@@ -2221,6 +2230,34 @@ void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log
     });
   });
 }
+/// loss[n] = Q logsumexp(x_n) - sum over v of q[n, v] x[n, v],  Q = sum over v of q[n, v]
+template <class T>
+void soft_cross_entropy_forward(T* loss, T* log_sum, const T* x, const T* q, Index N, Index V) {
+  for_each_row(N, V, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *const x_n = x + n * V, *const q_n = q + n * V;
+    const T largest = team.max<T>(V, [=](Index v) { return x_n[v]; });
+    const T sum = team.sum<T>(V, [=](Index v) { return math::exp(x_n[v] - largest); });
+    const T Q = team.sum<T>(V, [=](Index v) { return q_n[v]; });
+    const T dot =  // 0 times an infinite logit is NaN
+        team.sum<T>(V, [=](Index v) { return q_n[v] == T(0) ? T(0) : q_n[v] * x_n[v]; });
+    if (!team.first()) return;
+    log_sum[n] = largest + math::log(sum);
+    loss[n] = Q * log_sum[n] - dot;
+  });
+}
+/// dx = dloss / N (Q p - q)
+template <class T>
+void soft_cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
+                                 const T* q, Index N, Index V) {
+  for_each_row(N, V, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *const x_n = x + n * V, *const q_n = q + n * V;
+    const T Q = team.sum<T>(V, [=](Index v) { return q_n[v]; });
+    const T factor = dloss[0] / T(N), total = log_sum[n];
+    team.each(V, [=](Index v) {
+      dx.put(n * V + v, factor * (Q * math::exp(x_n[v] - total) - q_n[v]));
+    });
+  });
+}
 /// total[0] = factor * sum of x, by one team.
 template <class T>
 void sum_all(T* total, const T* x, T factor, Index n) {
@@ -2229,11 +2266,13 @@ void sum_all(T* total, const T* x, T factor, Index n) {
     if (team.first()) total[0] = factor * sum;
   });
 }
+/// How many partial sums sum_squares makes of n values.
+inline Index num_partial_sums(Index n) { return (n + 4095) / 4096; }
 /// partial[i] = sum of the squares of chunk i of 4096 values.
 template <class T>
 void sum_squares(T* partial, const T* x, Index n) {
   constexpr Index chunk = 4096;
-  for_each_row((n + chunk - 1) / chunk, chunk, [=] WIDENET_KERNEL(Index i, Team team) {
+  for_each_row(num_partial_sums(n), chunk, [=] WIDENET_KERNEL(Index i, Team team) {
     const T* const p = x + i * chunk;
     const Index length = n - i * chunk < chunk ? n - i * chunk : chunk;
     const T sum = team.sum<T>(length, [=](Index j) { return p[j] * p[j]; });
@@ -2272,6 +2311,31 @@ void adamw_step(T* w, T* m, T* v, const T* g, T rate, T beta1, T beta2, T eps, T
     v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
     w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
   });
+}
+
+/// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  with m, v and correct as in adamw_step
+template <class T>
+void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, T beta1, T beta2, T eps, T decay,
+                    T correct1, T correct2, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
+    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    u[i] = correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
+  });
+}
+/// ratio[0] = |w| / |u|, each from its partial sums of squares; 1 if one of the two is 0.
+template <class T>
+void trust_ratio(T* ratio, const T* w_partial, const T* u_partial, Index n) {
+  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
+    const T ww = team.sum<T>(n, [=](Index i) { return w_partial[i]; });
+    const T uu = team.sum<T>(n, [=](Index i) { return u_partial[i]; });
+    if (team.first()) ratio[0] = ww > T(0) && uu > T(0) ? std::sqrt(ww) / std::sqrt(uu) : T(1);
+  });
+}
+/// w -= rate ratio[0] u
+template <class T>
+void lamb_step(T* w, const T* u, const T* ratio, T rate, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { w[i] -= rate * ratio[0] * u[i]; });
 }
 
 }  // namespace kernel
@@ -2791,6 +2855,32 @@ Tensor<T> dropout(const Tensor<T>& x, double fraction, const Rng& rng) {
   return y;
 }
 
+/// Takes some of the rows, each at most once, or puts them back among rows of zeros.
+///
+///   y[i, :] = x[index[i], :], or 0 where index[i] is -1
+///
+///   Shapes    x (M, D), index N integers in [-1, M), inverse M integers: inverse[index[i]] = i,
+///             and -1 for the rows that are not taken  ->  y (N, D)
+///   Backward  dx[j, :] = dy[inverse[j], :], or 0 where inverse[j] is -1
+template <class T>
+Tensor<T> take_rows(const Tensor<T>& x, const Buffer<std::int32_t>& index,
+                    const Buffer<std::int32_t>& inverse) {
+  require<ShapeError>(x.shape().rank() == 2 && x.shape()[0] == inverse.size(),
+                      "take_rows: x must be (M, D) with M = ", inverse.size(), "; got ", x.shape());
+  const Index M = inverse.size(), N = index.size(), D = x.shape()[1];
+  const auto take = [x, index, N, D] {
+    const Buffer<T> y(N * D);
+    kernel::take_rows(Sink<T>{y.data(), false}, x.data(), index.data(), N, D);
+    return y;
+  };
+  const Tensor<T> y(Shape{N, D}, take());
+  y.record("take_rows", {x}, [x, inverse, M, D](const Buffer<T>& dy) {
+    kernel::take_rows(x.sink(), dy.data(), inverse.data(), M, D);
+  });
+  y.set_restore(take);
+  return y;
+}
+
 /// Looks up rows of a table.
 ///
 ///   y[n, :] = table[id[n], :]
@@ -3037,7 +3127,10 @@ Tensor<T> attention(const Tensor<T>& q, const Tensor<T>& k, const Tensor<T>& v, 
 
 // [9] LAYERS ======================================================================================
 
-/// A step of training: all that makes it random. Evaluation takes no such thing.
+/// A step of training: all that makes it random. Evaluation takes no such thing. A batch that does
+/// not fit into memory can go in k micro-batches of equal size, 0 to k - 1, with the loss of each
+/// divided by k: gradients add up to that of the whole batch, but that capacity and balance loss
+/// are those of each micro-batch.
 struct Training {
   Rng rng;
   Index step;
@@ -3241,6 +3334,7 @@ struct Routing {
   Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
   Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
   Buffer<T> importance;                    // (E): sum over n of p[n, e]
+  Buffer<std::int32_t> token;              // (N): which token of the batch n is; empty: token n
 
   std::vector<bool> dropped() const {
     std::vector<bool> result;
@@ -3271,6 +3365,22 @@ struct Replay {
       replay.noise.push_back(r.noise);
     }
     return replay;
+  }
+};
+
+/// The tokens of a batch that are routed, where padding is not: N of N' tokens. Padding then takes
+/// no slot and counts in no mean; N is the number of the others, in capacity, too.
+struct RoutedTokens {
+  Buffer<std::int32_t> token;  // (N): their places in the batch, b T + t
+  Buffer<std::int32_t> row;    // (N'): the row of each token in them, or -1; empty: all are routed
+  RoutedTokens() = default;
+  explicit RoutedTokens(const std::vector<std::uint8_t>& mask) {
+    std::vector<std::int32_t> tokens, rows;
+    for (const std::uint8_t is_token : mask) {
+      rows.push_back(is_token ? static_cast<std::int32_t>(tokens.size()) : -1);
+      if (is_token) tokens.push_back(static_cast<std::int32_t>(rows.size() - 1));
+    }
+    token = Buffer<std::int32_t>(tokens), row = Buffer<std::int32_t>(rows);
   }
 };
 
@@ -3721,6 +3831,7 @@ struct EncoderConfig {
   bool share_attention = true, share_router = true, share_experts = true, share_layer_norm = false;
   bool is_pre_norm = true;     // false: x = LN(x + f(x)), without a final LayerNorm
   bool has_final_norm = true;  // of a pre-norm encoder
+  bool routes_padding = true;  // false: padding takes no slot and counts in no mean of the routers
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
   double dropout = 0;
@@ -3825,7 +3936,8 @@ class Encoder {
 
   /// x (B, T, D) -> tokens (B, T, D). `training` is null in evaluation.
   EncoderOutput<T> forward(Tensor<T> x, const Training* training, const Replay<T>& replay,
-                           const Buffer<std::uint8_t>& key_mask = {}) const {
+                           const Buffer<std::uint8_t>& key_mask = {},
+                           const RoutedTokens& routed = {}) const {
     EncoderOutput<T> out;
     const std::size_t routings = static_cast<std::size_t>(num_routings());
     require<ShapeError>(replay.choices.empty() || replay.choices.size() == routings,
@@ -3836,7 +3948,7 @@ class Encoder {
                         replay.noise.size());
     for (Index i = 0; i < config_.blocks; ++i) {
       x = attend(x, i, training, key_mask);
-      x = feed_forward(x, i, training, replay, out);
+      x = feed_forward(x, i, training, replay, routed, out);
     }
     out.tokens = final_norm_.weight ? final_norm_(x, config_.layer_norm_eps) : x;
     for (const Tensor<T>& loss : out.balance_losses)
@@ -3875,12 +3987,18 @@ class Encoder {
   }
 
   Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Training* training,
-                         const Replay<T>& replay, EncoderOutput<T>& out) const {
+                         const Replay<T>& replay, const RoutedTokens& routed,
+                         EncoderOutput<T>& out) const {
     return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
       if (!config_.is_moe(i))
         return of_block(ffn_, i)(h, config_.gelu, config_.dropout, training, i);
-      const Tensor<T> tokens = h.reshaped({h.shape().num_rows(), config_.width});
-      if (config_.routes(i)) route_block(tokens, i, training, replay, out);
+      const Tensor<T> all = h.reshaped({h.shape().num_rows(), config_.width});
+      const bool takes_all = routed.row.size() == 0;
+      const Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
+      if (config_.routes(i)) {
+        route_block(tokens, i, training, replay, out);
+        out.routings.back().token = routed.token;
+      }
       const Routing<T>& routing = out.routings.back();
       const Tensor<T> slots = dispatch(tokens, routing);
       const Index first_moe = config_.blocks - config_.num_moe_blocks();
@@ -3888,7 +4006,9 @@ class Encoder {
                                                                   expert_dropout(i, training));
       slots.forget();
       tokens.forget();
-      return combine(results, routing.gate, routing).reshaped(x.shape());
+      all.forget();
+      const Tensor<T> y = combine(results, routing.gate, routing);
+      return (takes_all ? y : take_rows(y, routed.row, routed.token)).reshaped(x.shape());
     });
   }
 
@@ -3944,6 +4064,35 @@ struct VisionConfig {
   /// The configuration of the quick start: 8x8 grey images, ten classes, three blocks.
   static VisionConfig toy() { return {}; }
 
+  /// The models of the paper for ImageNet, 224x224 pixels in patches of 16; 1001 classes, with one
+  /// for the background. For 1000 set `classes`; dropout is part of the recipe and is 0 here.
+  ///
+  ///               D  blocks  heads  dense F  expert F  MoE blocks  pooling       parameters
+  ///   vit_b      768     12     12     3072         -           -  class token   87,158,249
+  ///   vit_l     1024     24     16     4096         -           -  class token  305,376,233
+  ///   vit_moe_b  768     12     12     3072      4096           2  mean         128,090,089
+  ///   vit_moe_l 1024     24     16     4096      4096           4  mean         406,117,353
+  ///   widenet_b  768     12     12    (3072)     4096         all  mean          29,691,369
+  ///   widenet_l 1024     24     16    (4096)     4096         all  mean          40,942,569
+  ///   widenet_h 1280     32     16    (5120)     5120         all  mean          63,343,081
+  ///
+  /// The ablations change fields of `encoder`. Of widenet_l(): share_layer_norm = true leaves
+  /// 40,848,361 parameters, experts = 0 leaves 15,757,289 (the dense F then holds), blocks = 12
+  /// leaves 40,893,417; routing_groups may be 1 to `blocks`. Without sharing it is vit_moe_l(). Of
+  /// vit_l(): share_attention = share_experts = true leaves 15,757,289, and 24,149,993 with
+  /// dense_hidden = 8192.
+  ///
+  ///   Source    authors' code; the paper's tables round these counts down to millions. How many
+  ///             blocks of ViT-MoE are MoE is inferred from them
+  ///   Differs   the patches of "WideNet-H/14" are of side 16 in its authors' configuration, too
+  static VisionConfig vit_b() { return vit(768, 12, 12, 3072); }
+  static VisionConfig vit_l() { return vit(1024, 24, 16, 4096); }
+  static VisionConfig vit_moe_b() { return vit(768, 12, 12, 3072, 2); }
+  static VisionConfig vit_moe_l() { return vit(1024, 24, 16, 4096, 4); }
+  static VisionConfig widenet_b() { return imagenet(768, 12, 12, 3072, 4096); }
+  static VisionConfig widenet_l() { return imagenet(1024, 24, 16, 4096, 4096); }
+  static VisionConfig widenet_h() { return imagenet(1280, 32, 16, 5120, 5120); }
+
   Index num_patches() const { return image_height / patch * (image_width / patch); }
   Index num_tokens() const { return num_patches() + 1; }
 
@@ -3962,6 +4111,25 @@ struct VisionConfig {
       found.push_back(line.str());
     }
     return found;
+  }
+
+ private:
+  static VisionConfig imagenet(Index width, Index blocks, Index heads, Index dense_hidden,
+                               Index expert_hidden) {
+    VisionConfig c;
+    c.image_height = c.image_width = 224, c.channels = 3, c.patch = 16, c.classes = 1001;
+    c.has_pre_logits = true;
+    c.encoder.width = width, c.encoder.blocks = blocks, c.encoder.heads = heads;
+    c.encoder.dense_hidden = dense_hidden, c.encoder.expert_hidden = expert_hidden;
+    return c;
+  }
+  static VisionConfig vit(Index width, Index blocks, Index heads, Index dense_hidden,
+                          Index moe_blocks = 0) {
+    VisionConfig c = imagenet(width, blocks, heads, dense_hidden, 4096);
+    c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
+    if (moe_blocks > 0) c.encoder.moe_blocks = moe_blocks;
+    else c.encoder.experts = 0, c.pooling = Pooling::class_token;
+    return c;
   }
 };
 
@@ -4088,6 +4256,36 @@ struct LanguageConfig {
 
   /// A small WideNet over bytes: 256 of them and four special tokens.
   static LanguageConfig toy() { return {}; }
+
+  /// The models of the paper for text: 30000 words, embeddings of width 128, D = 768, 12 blocks and
+  /// heads, F = 3072. ALBERT and BERT have post-norm blocks. WideNet has pre-norm blocks and the
+  /// final LayerNorm that they need; `encoder.has_final_norm = false` leaves it out.
+  ///
+  ///   albert_base      11,683,584 parameters     bert_factorized  89,650,176
+  ///   widenet_albert   25,889,280 with 4 experts, 44,782,080 with 8, 82,567,680 with 16; without
+  ///                    the final LayerNorm 25,887,744, 44,780,544, 82,566,144
+  ///
+  ///   Source    table 2 rounds these counts; ALBERT, arXiv 1909.11942
+  ///   Differs   ALBERT shares its LayerNorms, too; "BERT" is BERT with ALBERT's embeddings
+  static LanguageConfig widenet_albert(Index experts) {
+    LanguageConfig c;
+    c.vocabulary = 30000, c.max_tokens = 512, c.embedding = 128;
+    c.encoder.width = 768, c.encoder.blocks = c.encoder.heads = 12;
+    c.encoder.dense_hidden = c.encoder.expert_hidden = 3072;
+    c.encoder.experts = experts;
+    return c;
+  }
+  static LanguageConfig albert_base() {
+    LanguageConfig c = widenet_albert(0);
+    c.encoder.share_layer_norm = true, c.encoder.is_pre_norm = false;
+    return c;
+  }
+  static LanguageConfig bert_factorized() {
+    LanguageConfig c = widenet_albert(0);
+    c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
+    c.encoder.is_pre_norm = false;
+    return c;
+  }
 
   static EncoderConfig language_encoder() {
     EncoderConfig encoder;
@@ -4224,7 +4422,10 @@ class LanguageModel {
     x = embedding_norm_(add_to_sequences(x, embedding(place, positions_)),
                         c.encoder.layer_norm_eps);
     x = dropout_in(training, Purpose::embedding_dropout, 0, projection_(x), c.encoder.dropout);
-    EncoderOutput<T> out = encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask));
+    const bool all_are_routed = batch.mask.empty() || c.encoder.routes_padding;
+    EncoderOutput<T> out =
+        encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask),
+                         all_are_routed ? RoutedTokens() : RoutedTokens(batch.mask));
     return {out.tokens, out.balance_loss, std::move(out.balance_losses), std::move(out.routings)};
   }
 
@@ -4286,6 +4487,31 @@ Tensor<T> cross_entropy(const Tensor<T>& logits, const std::vector<std::int32_t>
   return loss;
 }
 
+/// Cross entropy with a distribution over the classes as target, as mixup makes them.
+///
+///   loss = -1/N sum over n, v of  q[n, v] log softmax(x_n)[v]
+///
+///   Shapes    logits and targets q (N, V)  ->  a scalar
+///   Backward  dx = dloss / N (softmax(x) sum over v of q - q); none for q: targets are data
+///   Errors    ShapeError unless both are (N, V) with N >= 1
+template <class T>
+Tensor<T> soft_cross_entropy(const Tensor<T>& logits, const Tensor<T>& targets) {
+  const Shape& s = logits.shape();
+  require<ShapeError>(s.rank() == 2 && s == targets.shape() && s[0] > 0,
+                      "soft_cross_entropy: logits and targets must be (N, V); got ", s, ", ",
+                      targets.shape());
+  const Index N = s[0], V = s[1];
+  const Buffer<T> losses(N), log_sum(N), q = targets.value();
+  const Tensor<T> loss(Shape{});
+  kernel::soft_cross_entropy_forward(losses.data(), log_sum.data(), logits.data(), q.data(), N, V);
+  kernel::sum_all(loss.data(), losses.data(), T(1) / T(N), N);
+  loss.record("soft_cross_entropy", {logits}, [=](const Buffer<T>& dloss) {
+    kernel::soft_cross_entropy_backward(logits.sink(), dloss.data(), logits.data(), log_sum.data(),
+                                        q.data(), N, V);
+  });
+  return loss;
+}
+
 /// main + lambda * balance: the loss of the paper, lambda applied once to the sum.    [eq 7]
 template <class T>
 Tensor<T> total_loss(const Tensor<T>& main, const Tensor<T>& balance, double lambda = 0.01) {
@@ -4325,6 +4551,66 @@ double router_entropy(const Routing<T>& r) {
   return total / double(r.N);
 }
 
+/// Which elements of two blocks are compared: each with all, as in the paper, or with its own only.
+enum class ElementPairs { all, matched };
+
+/// How far the LayerNorms of the blocks are from each other: the mean squared distance of an
+/// element to those of the other blocks. x[l, d] is one of gamma and beta of block l.    [eq 8]
+///
+///   all      y = 1 / (L D) sum over l, d of
+///                    1 / ((L - 1) D) sum over j != l and all i of  (x[l, d] - x[j, i])^2
+///   matched  y = 1 / (L D) sum over l, d of
+///                    1 / (L - 1) sum over j != l of  (x[l, d] - x[j, d])^2
+///
+/// Equal vectors have y = 0 by the second only. The sum over all pairs of n numbers is
+/// 2 (n S2 - S1^2), S1 their sum and S2 that of their squares: O(L D). Pairs within a block are
+/// taken off again; y does not change when the mean is, which keeps the digits.
+///
+///   Shapes    x: L vectors of D values; or the parameters of a model with individual LayerNorms
+///             and a name: "norm1.weight", the gammas at attention, "norm1.bias", the betas,
+///             "norm2.weight", "norm2.bias"
+///   Errors    ShapeError unless L >= 2 and all vectors have the same D >= 1
+///   Source    section 4.4 and figures 4 and 5; the factor of the inner sum is inferred
+inline double layer_norm_divergence(const std::vector<std::vector<double>>& x,
+                                    ElementPairs pairs = ElementPairs::all) {
+  const std::size_t L = x.size(), D = x.empty() ? 0 : x[0].size();
+  require<ShapeError>(L >= 2 && D >= 1,
+                      "layer_norm_divergence: there must be L >= 2 blocks and D >= 1; got ", L,
+                      ", ", D);
+  double mean = 0, total = 0;
+  for (const std::vector<double>& row : x) {
+    require<ShapeError>(row.size() == D, "layer_norm_divergence: all vectors must have D = ", D,
+                        " values; got ", row.size());
+    for (const double value : row) mean += value / double(L * D);
+  }
+  const auto add_pairs = [&](double sign, std::size_t l, std::size_t rows, std::size_t d,
+                             std::size_t columns) {
+    double s1 = 0, s2 = 0;
+    for (std::size_t j = l; j < l + rows; ++j)
+      for (std::size_t i = d; i < d + columns; ++i)
+        s1 += x[j][i] - mean, s2 += (x[j][i] - mean) * (x[j][i] - mean);
+    total += sign * 2 * (double(rows * columns) * s2 - s1 * s1);
+  };
+  if (pairs == ElementPairs::matched) {
+    for (std::size_t d = 0; d < D; ++d) add_pairs(1, 0, L, d, 1);
+    return total / double(L * D * (L - 1));
+  }
+  add_pairs(1, 0, L, 0, D);
+  for (std::size_t l = 0; l < L; ++l) add_pairs(-1, l, 1, 0, D);
+  return total / double(L * D * (L - 1) * D);
+}
+template <class T>
+double layer_norm_divergence(const std::vector<Parameter<T>>& parameters, const std::string& name,
+                             ElementPairs pairs = ElementPairs::all) {
+  std::vector<std::vector<double>> x;
+  for (const Parameter<T>& p : parameters) {
+    if (p.name != "blocks." + std::to_string(x.size()) + "." + name) continue;
+    const std::vector<T> values = p.tensor.to_vector();
+    x.emplace_back(values.begin(), values.end());
+  }
+  return layer_norm_divergence(x, pairs);
+}
+
 // [14] OPTIMISERS AND SCHEDULES ===================================================================
 //
 // A parameter without a gradient is left alone; a shared parameter is stepped once, with the sum of
@@ -4347,7 +4633,8 @@ class Optimizer {
   }
   double learning_rate() const { return learning_rate_; }
   void set_learning_rate(double rate) { learning_rate_ = rate; }
-  /// How many steps have been made; a checkpoint carries it, as AdamW corrects by it.
+  /// How many steps have been made; a checkpoint carries it, as AdamW and LAMB
+  /// correct by it.
   Index num_steps() const { return num_steps_; }
   void set_num_steps(Index steps) { num_steps_ = steps; }
   const std::vector<Parameter<T>>& parameters() const { return parameters_; }
@@ -4398,6 +4685,19 @@ struct AdamWOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
 };
 
+namespace detail {
+
+template <class Options>
+void require_adam_options(const char* optimizer, double learning_rate, const Options& o) {
+  require<ValueError>(learning_rate >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 &&
+                          o.beta2 < 1 && o.eps > 0 && o.weight_decay >= 0,
+                      optimizer, ": rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; got ",
+                      learning_rate, ", ", o.weight_decay, ", ", o.eps, ", ", o.beta1, ", ",
+                      o.beta2);
+}
+
+}  // namespace detail
+
 /// Adam with decoupled weight decay.
 ///
 ///   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
@@ -4412,12 +4712,7 @@ class AdamW : public Optimizer<T> {
   AdamW(std::vector<Parameter<T>> parameters, double learning_rate, AdamWOptions options = {})
       : Optimizer<T>(std::move(parameters), learning_rate, {"adamw.m", "adamw.v"}),
         options_(options) {
-    const AdamWOptions& o = options;
-    require<ValueError>(learning_rate >= 0 && o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 &&
-                            o.beta2 < 1 && o.eps > 0 && o.weight_decay >= 0,
-                        "AdamW: rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; got ",
-                        learning_rate, ", ", o.weight_decay, ", ", o.eps, ", ", o.beta1, ", ",
-                        o.beta2);
+    detail::require_adam_options("AdamW", learning_rate, options);
   }
   void step() {
     ++this->num_steps_;
@@ -4437,6 +4732,63 @@ class AdamW : public Optimizer<T> {
   AdamWOptions options_;
 };
 
+struct LAMBOptions {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-6, weight_decay = 0.01;
+};
+
+/// Adam whose step, tensor by tensor, is as long as the rate times the length of the tensor.
+///
+///   m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
+///   u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay w
+///   w = w - rate |w| / |u| u,   the ratio is 1 where |w| or |u| is 0
+///
+/// A tensor here is what a checkpoint stores under one name: a shared tensor has one ratio for all
+/// its blocks, and each expert of a stack has its own. t is num_steps() for all tensors, also for
+/// one that had no gradient in some steps. Clipping is the caller's, as for the other optimisers.
+///
+///   Errors    ValueError if an option is out of its range
+///   Source    You et al., Large Batch Optimization for Deep Learning, arXiv 1904.00962, algorithm
+///             2, with the identity for phi; the paper's recipe: decay 0.1 on all tensors
+///   Differs   ALBERT's has no bias correction and spares biases and LayerNorms of decay; others
+///             clip the ratio
+template <class T>
+class LAMB : public Optimizer<T> {
+ public:
+  LAMB(std::vector<Parameter<T>> parameters, double learning_rate, LAMBOptions options = {})
+      : Optimizer<T>(std::move(parameters), learning_rate, {"lamb.m", "lamb.v"}),
+        options_(options) {
+    detail::require_adam_options("LAMB", learning_rate, options);
+  }
+  void step() {
+    ++this->num_steps_;
+    const double t = double(this->num_steps_);
+    const T correct1 = T(1 / (1 - std::pow(options_.beta1, t)));
+    const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));
+    for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
+      const Tensor<T>& w = this->parameters_[i].tensor;
+      if (!w.has_gradient()) continue;
+      const Buffer<T> u(w.size()), ratio(1);
+      kernel::lamb_direction(u.data(), this->state_of(0, i), this->state_of(1, i),
+                             w.gradient().data(), w.data(), T(options_.beta1), T(options_.beta2),
+                             T(options_.eps), T(options_.weight_decay), correct1, correct2,
+                             w.size());
+      const Index slices = this->parameters_[i].is_stack() ? w.shape()[0] : 1;
+      const Index size = w.size() / slices, num_partial = kernel::num_partial_sums(size);
+      const Buffer<T> w_partial(num_partial), u_partial(num_partial);
+      for (Index at = 0; at < w.size(); at += size) {
+        kernel::sum_squares(w_partial.data(), w.data() + at, size);
+        kernel::sum_squares(u_partial.data(), u.data() + at, size);
+        kernel::trust_ratio(ratio.data(), w_partial.data(), u_partial.data(), num_partial);
+        kernel::lamb_step(w.data() + at, u.data() + at, ratio.data(), T(this->learning_rate_),
+                          size);
+      }
+    }
+  }
+
+ private:
+  LAMBOptions options_;
+};
+
 /// Scales all gradients so that their global norm is at most `limit`; returns the norm before, as a
 /// buffer of one value, so that no device has to be waited for.
 ///
@@ -4447,16 +4799,15 @@ class AdamW : public Optimizer<T> {
 template <class T>
 Buffer<T> clip_global_norm(const std::vector<Parameter<T>>& parameters, double limit) {
   require<ValueError>(limit > 0, "clip_global_norm: the limit must be positive; got ", limit);
-  constexpr Index chunk = 4096;
   Index num_partial = 0;
   for (const Parameter<T>& p : parameters)
-    if (p.tensor.has_gradient()) num_partial += (p.tensor.size() + chunk - 1) / chunk;
+    if (p.tensor.has_gradient()) num_partial += kernel::num_partial_sums(p.tensor.size());
   const Buffer<T> partial(num_partial), norm(1), factor(1);
   T* at = partial.data();
   for (const Parameter<T>& p : parameters) {
     if (!p.tensor.has_gradient()) continue;
     kernel::sum_squares(at, p.tensor.gradient().data(), p.tensor.size());
-    at += (p.tensor.size() + chunk - 1) / chunk;
+    at += kernel::num_partial_sums(p.tensor.size());
   }
   kernel::clip_factor(factor.data(), norm.data(), partial.data(), T(limit), num_partial);
   for (const Parameter<T>& p : parameters)
@@ -5058,6 +5409,7 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("share_attention", c.share_attention), visit("share_router", c.share_router);
   visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
+  visit("routes_padding", c.routes_padding);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("router_noise", c.conventions.noise,

@@ -1,6 +1,7 @@
 // The main job: trains a WideNet on real handwritten digits and shows what it learned.
 //
 //   demo [--data FOLDER] [--out FOLDER] [--steps N] [--seed S] [--resume] [--validate] [--seeds N]
+//        [--help]
 //
 // Writes OUT/model.safetensors, OUT/metrics.jsonl and OUT/report.html. Ctrl-C saves and stops;
 // --resume goes on, to the same bits as if it had never stopped. --validate tests on the last 200
@@ -10,12 +11,13 @@
 #include "support/digits.hpp"
 #include "support/progress.hpp"
 #include "support/report.hpp"
+#include "support/run.hpp"
+#include "support/vision_report.hpp"
 #include "widenet.hpp"
 
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <sstream>
@@ -34,37 +36,17 @@ struct Options {
   bool resume = false, validate = false;
 };
 
-Options parse(int argc, char** argv) {
-  Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    const auto value = [&]() -> std::string {
-      wn::require<wn::ValueError>(i + 1 < argc, "demo: ", name, " must be followed by a value");
-      return argv[++i];
-    };
-    const auto number = [&] {
-      const std::string text = value();
-      wn::require<wn::ValueError>(
-          !text.empty() && text.size() < 10 &&
-              text.find_first_not_of("0123456789") == std::string::npos,
-          "demo: ", name, " must be a whole number; got ", text);
-      return static_cast<wn::Index>(std::stol(text));
-    };
-    if (name == "--data") options.data = value();
-    else if (name == "--out") options.out = value();
-    else if (name == "--steps") options.steps = number();
-    else if (name == "--seed") options.seed = static_cast<std::uint64_t>(number());
-    else if (name == "--seeds") options.seeds = number();
-    else if (name == "--resume") options.resume = true;
-    else if (name == "--validate") options.validate = true;
-    else
-      wn::fail<wn::ValueError>("demo: an option must be one of --data --out --steps --seed --seeds "
-                               "--resume --validate; got ", name);
-  }
-  wn::require<wn::ValueError>(options.steps > 0 && options.seeds > 0,
-                              "demo: --steps and --seeds must be at least 1; got ", options.steps,
-                              ", ", options.seeds);
-  return options;
+/// The command line, which sets the options.
+support::CommandLine command_line(Options& options) {
+  support::CommandLine line("demo", "trains a WideNet on handwritten digits");
+  line.add("--data", options.data, "folder of the digits")
+      .add("--out", options.out, "folder for model, metrics and report")
+      .add("--steps", options.steps, "steps of training")
+      .add("--seed", options.seed, "seed of everything random")
+      .add("--resume", options.resume, "go on where a run was stopped")
+      .add("--validate", options.validate, "test on the last 200 training images instead")
+      .add("--seeds", options.seeds, "train so many times, with seed, seed + 1, ...");
+  return line;
 }
 
 wn::VisionConfig demo_config() {
@@ -75,34 +57,14 @@ wn::VisionConfig demo_config() {
   return config;
 }
 
-/// Where a run keeps its files.
-struct Run {
-  std::string folder;
-  std::string model() const { return folder + "/model.safetensors"; }
-  std::string metrics() const { return folder + "/metrics.jsonl"; }
-  std::string report() const { return folder + "/report.html"; }
-};
-
-/// After a stop the metrics may be ahead of the checkpoint: keeps the lines before `step`.
-void cut_metrics(const std::string& path, wn::Index step) {
-  std::ifstream in(path);
-  std::string kept, line;
-  while (std::getline(in, line)) {
-    if (in.eof()) break;  // without its line end a line may be half written
-    if (wn::Json::parse(line, path).at("step").integer() < step) kept += line + '\n';
-  }
-  in.close();
-  std::ofstream(path) << kept;
-}
-
 struct Trained {
   wn::VisionModel<float> model;
   bool is_finished = true;
   double seconds = 0;
 };
 
-Trained train(const Options& options, const support::LabelledImages& data, const Run& run,
-              std::uint64_t seed) {
+Trained train(const Options& options, const support::LabelledImages& data,
+              const support::RunFiles& run, std::uint64_t seed) {
   const wn::Rng rng(seed);
   Trained result{wn::VisionModel<float>(demo_config(), rng)};
   const wn::VisionModel<float>& model = result.model;
@@ -120,7 +82,7 @@ Trained train(const Options& options, const support::LabelledImages& data, const
         "demo: --resume must have the --seed and --steps of the run that it goes on with; got ",
         seed, ", ", options.steps);
     first_step = state.step;
-    cut_metrics(run.metrics(), first_step);
+    support::cut_metrics(run.metrics(), first_step);
   }
   const auto save = [&](wn::Index step) {
     wn::save_checkpoint(run.model(), model, optimizer,
@@ -141,9 +103,7 @@ Trained train(const Options& options, const support::LabelledImages& data, const
     optimizer.set_learning_rate(schedule(step));
     optimizer.step();
 
-    double dropped = 0;
-    for (const auto& routing : out.routings)
-      dropped += routing.dropped_fraction() / double(out.routings.size());
+    const double dropped = support::mean_dropped(out.routings);
     const double balance = out.balance_loss.item();
     metrics.write(support::JsonLine()
                       .add("step", step)
@@ -167,23 +127,12 @@ Trained train(const Options& options, const support::LabelledImages& data, const
   return result;
 }
 
-struct Evaluation {
-  double accuracy = 0;
-  wn::VisionOutput<float> out;
-  std::vector<std::int32_t> predicted;
-  std::vector<std::vector<wn::Index>> confusion;
-};
-
-Evaluation evaluate(const wn::VisionModel<float>& model, const support::LabelledImages& data) {
+support::Evaluation evaluate(const wn::VisionModel<float>& model,
+                             const support::LabelledImages& data) {
   const wn::NoGrad no_graph;
-  Evaluation result;
-  result.out = model.forward(data.tensor());
-  result.accuracy = wn::accuracy(result.out.logits, data.labels);
-  result.predicted = wn::predictions(result.out.logits);
-  result.confusion.assign(10, std::vector<wn::Index>(10));
-  for (std::size_t i = 0; i < data.labels.size(); ++i)
-    ++result.confusion[static_cast<std::size_t>(data.labels[i])]
-                      [static_cast<std::size_t>(result.predicted[i])];
+  const wn::Tensor<float> images = data.tensor();
+  support::Evaluation result(10);
+  result.add(model.config(), images, data.labels, model.forward(images));
   return result;
 }
 
@@ -204,91 +153,32 @@ std::string percent(double fraction) {
   return text.str();
 }
 
-/// One curve of metrics.jsonl.
-support::Series curve(const std::string& path, const std::string& field, const std::string& name,
-                      int colour) {
-  support::Series series{name, {}, {}, colour, true};
-  std::ifstream in(path);
-  for (std::string line; std::getline(in, line);) {
-    const wn::Json json = wn::Json::parse(line, path);
-    series.x.push_back(json.at("step").number());
-    const wn::Json& value = json.at(field);
-    series.y.push_back(value.type() == wn::Json::Type::null ? NAN : value.number());
-  }
-  return series;
-}
-
-/// Twenty-four test digits, the wrong ones first.
-std::vector<support::Digit> gallery(const support::LabelledImages& data, const Evaluation& result,
-                                    std::size_t block, wn::Index patch) {
-  const std::vector<float> p = wn::softmax(result.out.logits).to_vector();
-  const std::vector<std::int32_t> expert = result.out.routings[block].expert.to_vector();
-  const std::vector<bool> dropped = result.out.routings[block].dropped();
-  const auto K = static_cast<std::size_t>(result.out.routings[block].K);
-  const std::size_t size = static_cast<std::size_t>(data.rows * data.columns);
-  const std::size_t tokens = expert.size() / K / data.labels.size();
-  std::vector<support::Digit> digits;
-  for (const bool show_right : {false, true})
-    for (std::size_t i = 0; i < data.labels.size() && digits.size() < 24; ++i) {
-      if ((result.predicted[i] == data.labels[i]) != show_right) continue;
-      support::Digit digit;
-      digit.rows = data.rows, digit.columns = data.columns, digit.patch = patch;
-      for (std::size_t j = 0; j < size; ++j)
-        digit.pixels.push_back(
-            static_cast<std::uint8_t>(std::lround(127.5f * (data.pixels[i * size + j] + 1))));
-      digit.label = data.labels[i], digit.prediction = result.predicted[i];
-      digit.probability = p[i * 10 + static_cast<std::size_t>(result.predicted[i])];
-      for (std::size_t t = 1; t < tokens; ++t)  // token 0 is the class token
-        digit.expert.push_back(dropped[(i * tokens + t) * K] ? -1 : expert[(i * tokens + t) * K]);
-      digits.push_back(digit);
-    }
-  return digits;
-}
-
-void write_report(const Run& run, const Options& options, const Trained& trained,
-                  const support::LabelledImages& data, const Evaluation& result) {
+void write_report(const support::RunFiles& run, const Options& options, const Trained& trained,
+                  const support::Evaluation& result) {
   const wn::VisionConfig& config = trained.model.config();
-  const wn::EncoderConfig& encoder = config.encoder;
   support::Report report;
   report.title = "A WideNet reads handwritten digits";
   report.subtitle = "One attention, one router and one set of experts, shared by all blocks; "
                     "each block has LayerNorms of its own.";
   report.summary = {{options.validate ? "validation accuracy" : "test accuracy",
-                     percent(result.accuracy)},
-                    {"images tested", std::to_string(data.count)},
+                     percent(result.accuracy())},
+                    {"images tested", std::to_string(result.num_images())},
                     {"parameters", support::grouped(double(trained.model.num_parameters()))}};
   if (trained.seconds > 0 && !options.resume)
     report.summary.push_back({"training time", support::fixed(trained.seconds, 0) + " s"});
-  report.configuration = {
-      {"image", std::to_string(config.image_height) + " x " + std::to_string(config.image_width)},
-      {"patch", std::to_string(config.patch) + " x " + std::to_string(config.patch)},
-      {"width D", std::to_string(encoder.width)},
-      {"heads H", std::to_string(encoder.heads)},
-      {"blocks L", std::to_string(encoder.blocks)},
-      {"experts E", std::to_string(encoder.experts)},
-      {"choices per token K", std::to_string(encoder.top_k)},
-      {"expert width F", std::to_string(encoder.expert_hidden)},
-      {"capacity factor", std::to_string(encoder.capacity_factor.numerator) + "/" +
-                              std::to_string(encoder.capacity_factor.denominator)},
-      {"steps", std::to_string(options.steps)},
-      {"batch", std::to_string(options.batch)},
-      {"seed", std::to_string(options.seed)}};
-  report.loss = {curve(run.metrics(), "loss", "training", 0)};
-  report.balance_loss = {curve(run.metrics(), "balance_loss", "training", 1)};
-  report.dropped = {curve(run.metrics(), "dropped", "training", 2)};
-  report.accuracy = {curve(run.metrics(), "accuracy", "training", 0),
+  report.configuration = support::settings_of(config);
+  report.configuration.insert(report.configuration.end(),
+                              {{"steps", std::to_string(options.steps)},
+                               {"batch", std::to_string(options.batch)},
+                               {"seed", std::to_string(options.seed)}});
+  const std::string metrics = run.metrics();
+  report.loss = {support::noisy_series(metrics, "loss", "training", 0)};
+  report.balance_loss = {support::noisy_series(metrics, "balance_loss", "training", 1)};
+  report.dropped = {support::noisy_series(metrics, "dropped", "training", 2)};
+  report.accuracy = {support::noisy_series(metrics, "accuracy", "training", 0),
                      {options.validate ? "validation" : "test",
-                      {double(options.steps)}, {result.accuracy}, 3, false}};
-  for (const auto& routing : result.out.routings) {
-    report.load.emplace_back();
-    for (const std::int32_t load : routing.load.to_vector())
-      report.load.back().push_back(double(load) / double(routing.N * routing.K));
-    report.dropped_per_block.push_back(routing.dropped_fraction());
-  }
-  report.confusion = result.confusion;
-  report.routing_block = encoder.blocks / 2;
-  report.digits = gallery(data, result, static_cast<std::size_t>(report.routing_block),
-                          config.patch);
+                      {double(options.steps)}, {result.accuracy()}, 3, false}};
+  result.add_to(report, config);
   support::write_report(run.report(), report);
 }
 
@@ -306,19 +196,20 @@ int demo(const Options& options) {
   std::vector<double> accuracies;
   for (wn::Index i = 0; i < options.seeds; ++i) {
     const std::uint64_t seed = options.seed + static_cast<std::uint64_t>(i);
-    const Run run{options.seeds == 1 ? options.out : options.out + "/seed" + std::to_string(seed)};
+    const support::RunFiles run{
+        options.seeds == 1 ? options.out : options.out + "/seed" + std::to_string(seed)};
     std::filesystem::create_directories(run.folder);
     const Trained trained = train(options, training, run, seed);
     if (!trained.is_finished) return 0;
-    const Evaluation result = evaluate(trained.model, testing);
-    accuracies.push_back(result.accuracy);
-    std::cout << "seed " << seed << ": " << percent(result.accuracy) << " of " << testing.count
+    const support::Evaluation result = evaluate(trained.model, testing);
+    accuracies.push_back(result.accuracy());
+    std::cout << "seed " << seed << ": " << percent(result.accuracy()) << " of " << testing.count
               << (options.validate ? " validation" : " test") << " digits are read correctly";
     if (!options.resume)
       std::cout << ", after " << std::fixed << std::setprecision(0) << trained.seconds << " s";
     std::cout << ".\n";
-    if (options.seeds == 1) print_confusion(result.confusion);
-    write_report(run, options, trained, testing, result);
+    if (options.seeds == 1) print_confusion(result.confusion());
+    write_report(run, options, trained, result);
     std::cout << "Model: " << run.model() << "   Report: " << run.report() << std::endl;
   }
   if (options.seeds > 1) {
@@ -336,7 +227,11 @@ int demo(const Options& options) {
 
 int main(int argc, char** argv) {
   try {
-    return demo(parse(argc, argv));
+    Options options;
+    const support::CommandLine line = command_line(options);
+    if (line.parse(argc, argv)) return demo(options);
+    std::cout << line.usage();
+    return 0;
   } catch (const std::exception& error) {
     std::cerr << error.what() << std::endl;
     return 1;

@@ -1040,6 +1040,7 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
       [](VisionConfig& c) { c.encoder.share_layer_norm = true; },
       [](VisionConfig& c) { c.encoder.is_pre_norm = false; },
       [](VisionConfig& c) { c.encoder.has_final_norm = false; },
+      [](VisionConfig& c) { c.encoder.routes_padding = false; },
       [](VisionConfig& c) { c.encoder.layer_norm_eps = 0.1 + 0.2; },
       [](VisionConfig& c) { c.encoder.dropout = 1.0 / 3; },
       [](VisionConfig& c) { c.encoder.gelu = Gelu::erf; },
@@ -1101,8 +1102,9 @@ TEST_CASE("config: the text of the toy is pinned, and errors name what is wrong"
         "\"dense_hidden\":64,\"moe_blocks\":-1,\"routing_groups\":-1,\"capacity_numerator\":6,"
         "\"capacity_denominator\":5,\"share_attention\":true,\"share_router\":true,"
         "\"share_experts\":true,\"share_layer_norm\":false,\"is_pre_norm\":true,"
-        "\"has_final_norm\":true,\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,"
-        "\"gelu\":\"tanh\",\"router_noise\":\"one_over_experts\","
+        "\"has_final_norm\":true,\"routes_padding\":true,"
+        "\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,\"gelu\":\"tanh\","
+        "\"router_noise\":\"one_over_experts\","
         "\"priority\":\"token_major\",\"balance\":\"khot_over_k\",\"capacity_rounding\":\"floor\","
         "\"unusable_slots\":0}");
   const auto error_with = [&](const std::string& from, const std::string& to) {

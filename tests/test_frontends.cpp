@@ -23,33 +23,6 @@ std::map<std::string, Tensor<T>> by_name(const VisionModel<T>& model) {
   return map;
 }
 
-// A configuration of the paper at its real size.
-VisionConfig real(Index width, Index blocks, Index heads, Index hidden) {
-  VisionConfig c;
-  c.image_height = c.image_width = 224, c.channels = 3, c.patch = 16, c.classes = 1001;
-  c.has_pre_logits = true;
-  c.encoder.width = width, c.encoder.blocks = blocks, c.encoder.heads = heads;
-  c.encoder.expert_hidden = c.encoder.dense_hidden = hidden;
-  return c;
-}
-VisionConfig real_vit(Index width, Index blocks, Index heads, Index hidden) {
-  VisionConfig c = real(width, blocks, heads, hidden);
-  c.pooling = Pooling::class_token;
-  c.encoder.experts = 0;
-  c.encoder.share_attention = c.encoder.share_experts = false;
-  return c;
-}
-VisionConfig real_vit_moe(Index width, Index blocks, Index heads, Index dense, Index moe_blocks) {
-  VisionConfig c = real(width, blocks, heads, 4096);
-  c.encoder.dense_hidden = dense, c.encoder.moe_blocks = moe_blocks;
-  c.encoder.share_attention = c.encoder.share_router = c.encoder.share_experts = false;
-  return c;
-}
-VisionConfig changed(VisionConfig c, const std::function<void(EncoderConfig&)>& change) {
-  change(c.encoder);
-  return c;
-}
-
 }  // namespace
 
 TEST_CASE("extract_patches: known values in the order row, column, channel; errors") {
@@ -197,54 +170,6 @@ TEST_CASE("vision model: an image's logits do not depend on the others if nothin
     CHECK(check::same_bits(alone, std::vector<float>(together.begin() + 5 * b,
                                                      together.begin() + 5 * b + 5)));
   }
-}
-
-TEST_CASE("count_parameters: the models of the paper, exactly, without memory") {
-  const MemoryUse before = memory_use();
-  struct Row {
-    VisionConfig config;
-    Index count;
-  };
-  const VisionConfig b = real(768, 12, 12, 4096), l = real(1024, 24, 16, 4096);
-  const VisionConfig h = real(1280, 32, 16, 5120);
-  const auto dense = [](EncoderConfig& e) { e.experts = 0; };
-  const auto shared_norm = [](EncoderConfig& e) { e.share_layer_norm = true; };
-  const auto shared = [](EncoderConfig& e) { e.share_attention = e.share_experts = true; };
-  const std::vector<Row> rows = {
-      {real_vit(768, 12, 12, 3072), 87158249},
-      {real_vit(1024, 24, 16, 4096), 305376233},
-      {real_vit_moe(768, 12, 12, 3072, 2), 128090089},
-      {real_vit_moe(1024, 24, 16, 4096, 4), 406117353},
-      {b, 29691369},
-      {l, 40942569},
-      {h, 63343081},
-      {changed(real(768, 12, 12, 3072), dense), 9225449},
-      {changed(l, dense), 15757289},
-      {changed(h, dense), 23997161},
-      {changed(real_vit(1024, 24, 16, 8192), shared), 24149993},
-      {real(1024, 12, 16, 4096), 40893417},
-      {changed(b, shared_norm), 29657577},
-      {changed(l, shared_norm), 40848361},
-      {changed(h, shared_norm), 63184361}};
-  for (const Row& row : rows) {
-    INFO("width ", row.config.encoder.width, ", ", row.count);
-    CHECK(count_parameters(row.config) == row.count);
-    CHECK(VisionModel<double>::count_all(row.config) == row.count);
-    VisionConfig trained = row.config;
-    trained.class_token = ClassToken::trained;
-    CHECK(count_parameters(trained) == row.count + row.config.encoder.width);
-  }
-  for (const VisionConfig& c : {b, l, h}) {  // the formula for a WideNet, written out
-    const Index D = c.encoder.width, F = c.encoder.expert_hidden, E = 4, P = 16;
-    const Index embed = 3 * P * P * D + D + 197 * D, head = D * D + D + 1001 * D + 1001;
-    const Index attention = 4 * D * D + 4 * D, ffn = 2 * D * F + F + D;
-    CHECK(count_parameters(c) == embed + attention + E * ffn + D * E +
-                                     (2 * c.encoder.blocks + 1) * 2 * D + head);
-  }
-  const MemoryUse after = memory_use();
-  CHECK(after.num_allocations == before.num_allocations);
-  CHECK(after.in_use == before.in_use);
-  CHECK(after.cached == before.cached);
 }
 
 TEST_CASE("count_parameters: it is the number that a model has") {

@@ -102,6 +102,70 @@ TEST_CASE("cross_entropy: errors") {
   CHECK_THROWS_AS(cross_entropy(logits, {0, 1}, -0.1), ValueError);
 }
 
+TEST_CASE("soft_cross_entropy: known values") {
+  const auto logits = tensor({2, 2}, {0, log_3, 0, log_3}).require_gradient();
+  const auto loss = soft_cross_entropy(logits, tensor({2, 2}, {0.3, 0.7, 1, 0}));
+  CHECK(loss.shape() == Shape{});
+  check::close(loss, {-(0.3 * std::log(0.25) + 0.7 * std::log(0.75) + std::log(0.25)) / 2});
+  loss.backward();  // (p - target) / N
+  check::close(logits.gradient().to_vector(), {-0.025, 0.025, -0.375, 0.375});
+  // Targets that add up to 2 count twice.
+  logits.zero_gradient();
+  const auto twice = soft_cross_entropy(logits, tensor({2, 2}, {0.6, 1.4, 2, 0}));
+  check::close(twice, {2 * loss.item()});
+  twice.backward();
+  check::close(logits.gradient().to_vector(), {-0.05, 0.05, -0.75, 0.75});
+}
+
+TEST_CASE("soft_cross_entropy: certain targets, with and without smoothing, are labels") {
+  const auto logits = check::normal({7, 37}, 0);
+  const Labels labels = {0, 36, 5, 5, 31, 32, 17};
+  for (const double smoothing : {0.0, 0.1}) {
+    Values targets(7 * 37, smoothing / 37);
+    for (std::size_t n = 0; n < 7; ++n)
+      targets[n * 37 + static_cast<std::size_t>(labels[n])] += 1 - smoothing;
+    check::close(soft_cross_entropy(logits, tensor({7, 37}, targets)),
+                 {cross_entropy(logits, labels, smoothing).item()});
+  }
+}
+
+TEST_CASE("soft_cross_entropy: large logits, impossible classes") {
+  const double infinity = std::numeric_limits<double>::infinity();
+  const auto logits = tensor({1, 3}, {1000, 1000 + log_3, -infinity}).require_gradient();
+  const auto loss = soft_cross_entropy(logits, tensor({1, 3}, {0.5, 0.5, 0}));
+  check::close(loss, {-0.5 * (std::log(0.25) + std::log(0.75))});
+  loss.backward();
+  check::close(logits.gradient().to_vector(), {-0.25, 0.25, 0});
+}
+
+TEST_CASE("soft_cross_entropy: gradients, added to earlier ones; same bits; errors") {
+  const auto logits = check::normal({7, 37}, 0), targets = softmax(check::normal({7, 37}, 1));
+  const auto f = [&] { return soft_cross_entropy(logits, targets); };
+  check::poison_memory();
+  check::gradients(f, {logits});
+  check::gradients_bite(f, {logits});
+
+  logits.zero_gradient();
+  f().backward();
+  Values once = logits.gradient().to_vector();
+  f().backward();
+  for (double& g : once) g *= 2;
+  check::close(logits.gradient().to_vector(), once);
+  check::same_bits_for_all_threads([&] {
+    logits.zero_gradient();
+    f().backward();
+    return logits.gradient().to_vector();
+  });
+
+  CHECK_THROWS_WITH_AS(soft_cross_entropy(logits, check::normal({7, 36}, 0)),
+                       "widenet: soft_cross_entropy: logits and targets must be (N, V); got "
+                       "(7, 37), (7, 36)",
+                       ShapeError);
+  CHECK_THROWS_AS(soft_cross_entropy(check::normal({7}, 0), check::normal({7}, 0)), ShapeError);
+  CHECK_THROWS_AS(soft_cross_entropy(Tensor<double>(Shape{0, 3}), Tensor<double>(Shape{0, 3})),
+                  ShapeError);
+}
+
 TEST_CASE("total_loss: main + lambda balance") {
   const auto main = tensor({}, {2}).require_gradient();
   const auto balance = tensor({}, {5}).require_gradient();
@@ -131,4 +195,62 @@ TEST_CASE("router_entropy: ln E for a router without preference, 0 for a certain
   routing.probabilities =
       tensor({3, 4}, {0.25, 0.25, 0.25, 0.25,  0, 1, 0, 0,  0.5, 0, 0, 0.5});
   check::close({router_entropy(routing)}, {(std::log(4.0) + std::log(2.0)) / 3});
+}
+
+TEST_CASE("layer_norm_divergence: known values") {
+  const auto all = ElementPairs::all, matched = ElementPairs::matched;
+  const std::vector<Values> far = {{1}, {4}}, same = {{1, 3}, {1, 3}}, three = {{0}, {1}, {3}};
+  check::close({layer_norm_divergence(far, all), layer_norm_divergence(far, matched)}, {9, 9});
+  check::close({layer_norm_divergence(same, all), layer_norm_divergence(same, matched)}, {2, 0});
+  check::close({layer_norm_divergence(three, all)}, {(1.0 + 9 + 4) / 3});
+}
+
+TEST_CASE("layer_norm_divergence: the closed form is the sum, also far from zero") {
+  const std::size_t L = 5, D = 7;
+  for (const double offset : {0.0, 1e6}) {
+    std::vector<Values> x;
+    for (std::size_t l = 0; l < L; ++l) {
+      x.push_back(check::normal({static_cast<Index>(D)}, static_cast<Index>(l)).to_vector());
+      for (double& value : x.back()) value = std::ldexp(std::round(std::ldexp(value, 20)), -20);
+    }
+    double all = 0, matched = 0;
+    for (std::size_t l = 0; l < L; ++l)
+      for (std::size_t d = 0; d < D; ++d)
+        for (std::size_t j = 0; j < L; ++j)
+          for (std::size_t i = 0; i < D && j != l; ++i) {
+            const double square = std::pow(x[l][d] - x[j][i], 2);
+            all += square / double(D * L) / double(D * (L - 1));
+            if (i == d) matched += square / double(D * L) / double(L - 1);
+          }
+    for (Values& row : x)
+      for (double& value : row) value += offset;  // exact: twenty bits after the point
+    CHECK(std::fabs(layer_norm_divergence(x) - all) < 1e-9 * all);
+    CHECK(std::fabs(layer_norm_divergence(x, ElementPairs::matched) - matched) < 1e-9 * matched);
+  }
+}
+
+TEST_CASE("layer_norm_divergence: of the blocks of a model; errors") {
+  VisionConfig config = VisionConfig::toy();
+  config.encoder.blocks = 11;  // "blocks.1." is not "blocks.10."
+  const VisionModel<float> model(config, Rng(0));
+  const auto& parameters = model.parameters();
+  CHECK(layer_norm_divergence(parameters, "norm1.weight") == 0);  // all are 1
+  for (const Parameter<float>& p : parameters)
+    if (p.name == "blocks.10.norm1.weight") p.tensor.value().assign(std::vector<float>(32, 3));
+  // Of 11 * 10 ordered pairs of blocks 20 are at distance 2.
+  check::close({layer_norm_divergence(parameters, "norm1.weight"),
+                layer_norm_divergence(parameters, "norm1.weight", ElementPairs::matched),
+                layer_norm_divergence(parameters, "norm1.bias"),
+                layer_norm_divergence(parameters, "norm2.weight")},
+               {20 * 4 / 110.0, 20 * 4 / 110.0, 0, 0});
+
+  config.encoder.share_layer_norm = true;
+  const VisionModel<float> shared(config, Rng(0));
+  CHECK_THROWS_WITH_AS(layer_norm_divergence(shared.parameters(), "norm1.weight"),
+                       "widenet: layer_norm_divergence: there must be L >= 2 blocks and D >= 1; "
+                       "got 0, 0",
+                       ShapeError);
+  CHECK_THROWS_WITH_AS(layer_norm_divergence({{1, 2}, {3}}),
+                       "widenet: layer_norm_divergence: all vectors must have D = 2 values; got 1",
+                       ShapeError);
 }

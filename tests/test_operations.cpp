@@ -342,6 +342,37 @@ TEST_CASE("dropout: gradients, bits, errors") {
   CHECK_THROWS_AS(dropout(x, std::nan(""), Rng(3)), ValueError);
 }
 
+TEST_CASE("take_rows: known values, there and back; errors") {
+  const auto x = tensor({4, 2}, {1, 2, 3, 4, 5, 6, 7, 8});
+  const Buffer<std::int32_t> index(std::vector<std::int32_t>{2, 0, 3});
+  const Buffer<std::int32_t> inverse(std::vector<std::int32_t>{1, -1, 0, 2});
+  const auto y = take_rows(x, index, inverse);
+  check::close(y, {5, 6, 1, 2, 7, 8});
+  check::close(take_rows(y, inverse, index), {1, 2, 0, 0, 5, 6, 7, 8});
+  CHECK_THROWS_WITH_AS(take_rows(y, index, inverse),
+                       "widenet: take_rows: x must be (M, D) with M = 4; got (3, 2)", ShapeError);
+  CHECK_THROWS_AS(take_rows(tensor({4}, {1, 2, 3, 4}), index, inverse), ShapeError);
+}
+
+TEST_CASE("take_rows: gradients, and values that were forgotten come back") {
+  const auto x = check::normal({4, 37}, 0);
+  const Buffer<std::int32_t> index(std::vector<std::int32_t>{2, 0, 3});
+  const Buffer<std::int32_t> inverse(std::vector<std::int32_t>{1, -1, 0, 2});
+  const auto there = [&] { return take_rows(x, index, inverse); };
+  const auto back = [&] { return take_rows(there(), inverse, index); };
+  for (const auto& f : {std::function<Tensor<double>()>(there),
+                        std::function<Tensor<double>()>(back)}) {
+    check::poison_memory();
+    check::gradients(f, {x});
+    check::gradients_bite(f, {x});
+  }
+  const auto y = there();
+  const std::vector<double> before = y.to_vector();
+  y.forget();
+  check::poison_memory();
+  CHECK(check::same_bits(y.to_vector(), before));
+}
+
 TEST_CASE("embedding: known values, gradients, bits, errors") {
   const auto table = tensor({3, 2}, {1, 2, 3, 4, 5, 6});
   table.require_gradient();

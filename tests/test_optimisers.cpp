@@ -102,6 +102,109 @@ TEST_CASE("AdamW: the first step is the rate times the sign of the gradient") {
   check::close(w, {0.75, 2.25, 2.75});
 }
 
+namespace {
+
+double length(const Values& x) {
+  double squares = 0;
+  for (const double value : x) squares += value * value;
+  return std::sqrt(squares);
+}
+
+/// One tensor and its LAMB, from the equations.
+struct LambReference {
+  Values w, m, v;
+  explicit LambReference(const Values& w0) : w(w0), m(w0.size(), 0), v(w0.size(), 0) {}
+  void step(const Values& g, double t, double rate, const LAMBOptions& o) {
+    Values u;
+    for (std::size_t j = 0; j < w.size(); ++j) {
+      m[j] = o.beta1 * m[j] + (1 - o.beta1) * g[j];
+      v[j] = o.beta2 * v[j] + (1 - o.beta2) * g[j] * g[j];
+      const double m_hat = m[j] / (1 - std::pow(o.beta1, t));
+      const double v_hat = v[j] / (1 - std::pow(o.beta2, t));
+      u.push_back(m_hat / (std::sqrt(v_hat) + o.eps) + o.weight_decay * w[j]);
+    }
+    const double ratio = length(w) > 0 && length(u) > 0 ? length(w) / length(u) : 1;
+    for (std::size_t j = 0; j < w.size(); ++j) w[j] -= rate * ratio * u[j];
+  }
+};
+
+}  // namespace
+
+TEST_CASE("LAMB: five steps with a schedule are those of the formula, tensor by tensor") {
+  // A matrix, a bias that begins at zero, a stack of three tensors, a vector of several chunks.
+  const std::vector<Parameter<double>> parameters = {
+      {"matrix", check::normal({3, 5}, 0)},
+      {"bias", Tensor<double>::zeros({7})},
+      {"experts.{}.weight", check::normal({3, 2, 5}, 1)},
+      {"long", check::normal({2 * 4096 + 37}, 2)}};
+  const std::vector<std::size_t> slices = {1, 1, 3, 1};
+  for (const LAMBOptions& o : {LAMBOptions(), LAMBOptions{0.8, 0.95, 1e-3, 0.2},
+                               LAMBOptions{0, 0, 1e-8, 0}}) {
+    std::vector<Parameter<double>> ours;
+    std::vector<std::vector<LambReference>> theirs;
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const Tensor<double>& p = parameters[i].tensor;
+      ours.push_back({parameters[i].name, Tensor<double>(p.shape(), p.to_vector())});
+      ours.back().tensor.require_gradient();
+      theirs.emplace_back();
+      const Values w = p.to_vector();
+      const auto size = static_cast<std::ptrdiff_t>(w.size() / slices[i]);
+      for (auto at = w.begin(); at != w.end(); at += size)
+        theirs[i].emplace_back(Values(at, at + size));
+    }
+    LAMB<double> optimizer(ours, /*learning_rate=*/1, o);
+    for (Index t = 1; t <= 5; ++t) {
+      optimizer.set_learning_rate(schedule(t));
+      optimizer.zero_grad();
+      for (std::size_t i = 0; i < ours.size(); ++i) {
+        const auto g = check::normal(ours[i].tensor.shape(), 10 * t + static_cast<Index>(i));
+        ours[i].tensor.backward(g.value());
+        const Values values = g.to_vector();
+        auto at = values.begin();
+        for (LambReference& reference : theirs[i]) {
+          const auto end = at + static_cast<std::ptrdiff_t>(reference.w.size());
+          reference.step(Values(at, end), double(t), schedule(t), o);
+          at = end;
+        }
+      }
+      optimizer.step();
+      for (std::size_t i = 0; i < ours.size(); ++i) {
+        INFO("step ", t, ", ", ours[i].name);
+        Values expected;
+        for (const LambReference& reference : theirs[i]) check::append(expected, reference.w);
+        check::close(ours[i].tensor, expected);
+      }
+    }
+    CHECK(optimizer.num_steps() == 5);
+    CHECK(optimizer.state()[2].name == "lamb.m.experts.{}.weight");
+    check::close(optimizer.state()[0].tensor, theirs[0][0].m);
+    check::close(optimizer.state()[5].tensor, theirs[1][0].v);
+  }
+}
+
+TEST_CASE("LAMB: a step is as long as the rate times the tensor; a tensor of zeros takes Adam's") {
+  const auto w = tensor({2}, {3, 4}).require_gradient();
+  const auto zero = tensor({2}, {0, 0}).require_gradient();
+  LAMB<double> optimizer({{"w", w}, {"zero", zero}}, 0.1, {0.9, 0.999, 1e-300, 0});
+  w.backward(Buffer<double>(Values{1e-3, -7}));
+  zero.backward(Buffer<double>(Values{-2, 5}));
+  optimizer.step();  // u is the sign of g, |u| = sqrt 2, |w| = 5
+  check::close(w, {3 - 0.5 / std::sqrt(2.0), 4 + 0.5 / std::sqrt(2.0)});
+  check::close(zero, {0.1, -0.1});
+}
+
+TEST_CASE("LAMB: a tensor without gradient and decay stays where it is") {
+  const auto w = tensor({2}, {3, 4}).require_gradient();
+  LAMB<double> optimizer({{"w", w}}, 0.1, {0.9, 0.999, 1e-6, 0});
+  w.gradient();  // zeros, so that |u| is 0
+  optimizer.step();
+  CHECK(w.to_vector() == Values{3, 4});
+  w.zero_gradient();
+  optimizer.step();
+  CHECK(w.to_vector() == Values{3, 4});
+  CHECK(optimizer.num_steps() == 2);
+}
+
 TEST_CASE("optimisers: a parameter without a gradient is left alone") {
   const auto used = tensor({2}, {1, 2}).require_gradient();
   const auto unused = tensor({2}, {3, 4}).require_gradient();
@@ -156,12 +259,14 @@ TEST_CASE("optimisers: the same bits for any number of threads") {
     const auto w = check::normal<float>({97, 101}, 0).require_gradient();
     AdamW<float> adamw({{"w", w}}, 0.1);
     SGD<float> sgd({{"w", w}}, 0.1, 0.9, 0.1);
+    LAMB<float> lamb({{"w", w}}, 0.1);
     for (Index t = 1; t < 4; ++t) {
       w.zero_gradient();
       w.backward(check::normal<float>({97, 101}, t).value());
       clip_global_norm(adamw.parameters(), 1);
       adamw.step();
       sgd.step();
+      lamb.step();
     }
     return w.to_vector();
   });
@@ -188,6 +293,10 @@ TEST_CASE("optimisers: errors") {
   CHECK_THROWS_AS(AdamW<double>(none, 1, {0.9, 0.999, 0, 0}), ValueError);
   CHECK_THROWS_AS(AdamW<double>(none, 1, {0.9, 0.999, 1e-8, -1}), ValueError);
   CHECK_THROWS_AS(AdamW<double>(none, std::nan("")), ValueError);
+  CHECK_THROWS_WITH_AS(LAMB<double>(none, 0.5, {0.25, 1, 0.125, 2}),
+                       "widenet: LAMB: rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; "
+                       "got 0.5, 2, 0.125, 0.25, 1",
+                       ValueError);
 }
 
 TEST_CASE("clip_global_norm: known values") {

@@ -6,6 +6,7 @@
 #define WIDENET_EXAMPLES_SUPPORT_DIGITS_HPP
 
 #include "support/idx.hpp"
+#include "support/images.hpp"
 #include "widenet.hpp"
 
 #include <algorithm>  // max_element
@@ -59,18 +60,13 @@ struct Batch {
 /// in two is moved by -1, 0 or 1 pixels along both axes, and background moves in.
 inline Batch batch_of_step(const LabelledImages& data, Index batch_size, const Rng& rng,
                            Index step) {
-  require<ValueError>(0 < batch_size && batch_size <= data.count,
-                      "batch_of_step: the batch size must lie in [1, ", data.count, "]; got ",
-                      batch_size);
-  const Index steps_per_epoch = data.count / batch_size, epoch = step / steps_per_epoch;
-  const std::vector<Index> order =
-      permutation(data.count, rng.for_purpose(Purpose::shuffle).at_step(epoch));
+  const std::vector<Index> order = images_of_step(data.count, batch_size, rng, step);
   const Rng shift = rng.for_purpose(Purpose::augmentation).at_step(step);
   const Index size = data.rows * data.columns;
   std::vector<float> pixels(static_cast<std::size_t>(batch_size * size), -1.0f);
   Batch batch;
   for (Index b = 0; b < batch_size; ++b) {
-    const Index image = order[static_cast<std::size_t>(step % steps_per_epoch * batch_size + b)];
+    const Index image = order[static_cast<std::size_t>(b)];
     const auto draw = [&](Index i) { return static_cast<Index>(3 * shift.uniform(4 * b + i)) - 1; };
     const bool is_moved = shift.uniform(4 * b) < 0.5;
     const Index dy = is_moved ? draw(1) : 0, dx = is_moved ? draw(2) : 0;

@@ -458,6 +458,7 @@ struct Report {
   std::vector<std::vector<Index>> confusion;  // [label][prediction]: counts
   std::vector<Digit> digits;                  // some test images, in the order of showing
   Index routing_block = 0;                    // the block of Digit::expert
+  std::string images_title = "Test digits";
 };
 
 inline std::vector<std::string> numbered(const std::string& prefix, std::size_t n) {
@@ -592,7 +593,7 @@ inline std::string report_html(const Report& report) {
   figures.clear();
   if (!report.confusion.empty()) figures += confusion_figure(report.confusion);
   if (!report.digits.empty())
-    figures += figure("Test digits", "What the model reads in each image and how sure it is; "
+    figures += figure(report.images_title, "What the model reads in each image and how sure it is; "
                       "mistakes are framed.", "", image_grid(report.digits));
   section("What it reads", figures);
 
