@@ -2155,7 +2155,7 @@ void expert_gelu_forward(T* g, const T* h, const std::int32_t* kept, Gelu form, 
       return math::gelu_erf(h[ec * F + f]);
     });
 }
-/// dh = dg gelu'(h), in place of dg, and g = gelu(h) once more, in place of h: they share their exp.
+/// dh = dg gelu'(h), in place of dg, and g = gelu(h) again, in place of h: they share their exp.
 template <class T>
 void expert_gelu_backward(T* dg, T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
                           Index F) {
@@ -2357,16 +2357,22 @@ inline bool& grad_mode() {
 
 }  // namespace detail
 
-/// While one of these lives, this thread records no graph: operations keep nothing for backward.
-class NoGrad {
+/// While one of these lives, this thread records a graph, or none.
+class GradMode {
  public:
-  NoGrad() : before_(detail::grad_mode()) { detail::grad_mode() = false; }
-  ~NoGrad() { detail::grad_mode() = before_; }
-  NoGrad(const NoGrad&) = delete;
-  NoGrad& operator=(const NoGrad&) = delete;
+  explicit GradMode(bool is_on) : before_(detail::grad_mode()) { detail::grad_mode() = is_on; }
+  ~GradMode() { detail::grad_mode() = before_; }
+  GradMode(const GradMode&) = delete;
+  GradMode& operator=(const GradMode&) = delete;
 
  private:
   bool before_;
+};
+
+/// While one of these lives, operations keep nothing for backward.
+class NoGrad : GradMode {
+ public:
+  NoGrad() : GradMode(false) {}
 };
 
 /// A handle to a node of the graph: values, and a gradient of the same shape. Copies share the
@@ -3835,6 +3841,7 @@ struct EncoderConfig {
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
   double dropout = 0;
+  bool recompute_blocks = false;  // keep the input of each block only, and run it again in backward
   Conventions conventions;
 
   Index num_moe_blocks() const { return experts == 0 ? 0 : moe_blocks < 0 ? blocks : moe_blocks; }
@@ -3845,6 +3852,13 @@ struct EncoderConfig {
     const Index M = num_moe_blocks(), i = block - (blocks - M);
     const Index groups = routing_groups < 0 ? M : routing_groups;
     return i == 0 || i * groups / M != (i - 1) * groups / M;
+  }
+
+  /// The block after the last one that needs what this block routed.
+  Index end_of_group(Index block) const {
+    Index end = block + 1;
+    while (end < blocks && is_moe(end) && !routes(end)) ++end;
+    return end;
   }
 
   /// What is wrong, one line each; nothing if the configuration names a model.
@@ -3946,9 +3960,12 @@ class Encoder {
     require<ShapeError>(replay.noise.empty() || replay.noise.size() == routings,
                         "Encoder: a replay must have noise for ", routings, " routings; got ",
                         replay.noise.size());
-    for (Index i = 0; i < config_.blocks; ++i) {
-      x = attend(x, i, training, key_mask);
-      x = feed_forward(x, i, training, replay, routed, out);
+    const Pass pass{training != nullptr, training ? *training : Training{Rng(0), 0}, replay,
+                    key_mask, routed};
+    const bool recomputes = config_.recompute_blocks && detail::grad_mode();
+    for (Index i = 0, end = 0; i < config_.blocks; i = end) {
+      end = config_.end_of_group(i);
+      x = recomputes ? recomputed_blocks(x, i, end, pass, out) : run_blocks(x, i, end, pass, out);
     }
     out.tokens = final_norm_.weight ? final_norm_(x, config_.layer_norm_eps) : x;
     for (const Tensor<T>& loss : out.balance_losses)
@@ -3957,13 +3974,75 @@ class Encoder {
     return out;
   }
 
-  Index num_routings() const {
+  Index num_routings() const { return num_routings_before(config_.blocks); }
+
+ private:
+  /// What all blocks of one forward pass are given.
+  struct Pass {
+    bool is_training;
+    Training training_step;
+    Replay<T> replay;
+    Buffer<std::uint8_t> key_mask;
+    RoutedTokens routed;
+    const Training* training() const { return is_training ? &training_step : nullptr; }
+  };
+
+  Index num_routings_before(Index block) const {
     Index count = 0;
-    for (Index i = 0; i < config_.blocks; ++i) count += config_.routes(i) ? 1 : 0;
+    for (Index i = 0; i < block; ++i) count += config_.routes(i) ? 1 : 0;
     return count;
   }
 
- private:
+  Tensor<T> run_blocks(Tensor<T> x, Index begin, Index end, const Pass& pass,
+                       EncoderOutput<T>& out) const {
+    for (Index i = begin; i < end; ++i) {
+      x = attend(x, i, pass);
+      x = feed_forward(x, i, pass, out);
+    }
+    return x;
+  }
+
+  /// The same without their graph: backward runs them again, with the same bits, and walks the
+  /// graph that they leave then. Their balance loss is younger than y, so that its gradient is
+  /// known before that of y is passed on.
+  ///
+  ///   Source    Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174
+  Tensor<T> recomputed_blocks(const Tensor<T>& x, Index begin, Index end, const Pass& pass,
+                              EncoderOutput<T>& out) const {
+    const std::size_t num_losses = out.balance_losses.size();
+    const Tensor<T> y = [&] {
+      const NoGrad no_graph;
+      return run_blocks(x, begin, end, pass, out);
+    }();
+    const auto dbalance = std::make_shared<Buffer<T>>();
+    y.record("recomputed_blocks", {x, of_block(norm1_, begin).weight},
+             [self = *this, x, begin, end, pass, dbalance](const Buffer<T>& dy) {
+      const GradMode graph(true);
+      const Tensor<T> input = x.detached();
+      if (x.needs_gradient()) input.require_gradient();
+      EncoderOutput<T> again;
+      const Tensor<T> result = self.run_blocks(input, begin, end, pass, again);
+      std::vector<Tensor<T>> results{result};
+      if (dbalance->size() > 0) results.push_back(again.balance_losses.back());
+      const Tensor<T> both(Shape{});
+      both.record("recomputed", results, [results, dy, dbalance](const Buffer<T>&) {
+        results[0].add_gradient(dy);
+        if (results.size() > 1) results[1].add_gradient(*dbalance);
+      });
+      both.backward();
+      if (x.needs_gradient()) x.add_gradient(input.gradient());
+    });
+    if (out.balance_losses.size() > num_losses) {
+      Tensor<T>& loss = out.balance_losses.back();
+      loss = loss.detached();
+      loss.record("recomputed_balance_loss", {y}, [y, dbalance](const Buffer<T>& dloss) {
+        *dbalance = dloss;
+        y.gradient();  // 0 if nothing else depends on y
+      });
+    }
+    return y;
+  }
+
   template <class Layer> static const Layer& of_block(const std::vector<Layer>& layers, Index i) {
     return layers[layers.size() == 1 ? 0 : static_cast<std::size_t>(i)];
   }
@@ -3978,32 +4057,32 @@ class Encoder {
     return x + y;
   }
 
-  Tensor<T> attend(const Tensor<T>& x, Index i, const Training* training,
-                   const Buffer<std::uint8_t>& key_mask) const {
+  Tensor<T> attend(const Tensor<T>& x, Index i, const Pass& pass) const {
     return residual(x, of_block(norm1_, i), [&](const Tensor<T>& h) {
-      return dropout_in(training, Purpose::attention_dropout, i,
-                        of_block(attention_, i)(h, config_.heads, key_mask), config_.dropout);
+      return dropout_in(pass.training(), Purpose::attention_dropout, i,
+                        of_block(attention_, i)(h, config_.heads, pass.key_mask), config_.dropout);
     });
   }
 
-  Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Training* training,
-                         const Replay<T>& replay, const RoutedTokens& routed,
+  Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Pass& pass,
                          EncoderOutput<T>& out) const {
+    const RoutedTokens& routed = pass.routed;
     return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
       if (!config_.is_moe(i))
-        return of_block(ffn_, i)(h, config_.gelu, config_.dropout, training, i);
+        return of_block(ffn_, i)(h, config_.gelu, config_.dropout, pass.training(), i);
       const Tensor<T> all = h.reshaped({h.shape().num_rows(), config_.width});
       const bool takes_all = routed.row.size() == 0;
       const Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
       if (config_.routes(i)) {
-        route_block(tokens, i, training, replay, out);
+        route_block(tokens, i, pass, out);
         out.routings.back().token = routed.token;
       }
       const Routing<T>& routing = out.routings.back();
       const Tensor<T> slots = dispatch(tokens, routing);
       const Index first_moe = config_.blocks - config_.num_moe_blocks();
-      const Tensor<T> results = of_block(experts_, i - first_moe)(slots, routing, config_.gelu,
-                                                                  expert_dropout(i, training));
+      const Experts<T>& layer = of_block(experts_, i - first_moe);
+      const Tensor<T> results =
+          layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()));
       slots.forget();
       tokens.forget();
       all.forget();
@@ -4012,9 +4091,11 @@ class Encoder {
     });
   }
 
-  void route_block(const Tensor<T>& tokens, Index i, const Training* training,
-                   const Replay<T>& replay, EncoderOutput<T>& out) const {
-    const std::size_t t = out.routings.size();
+  void route_block(const Tensor<T>& tokens, Index i, const Pass& pass,
+                   EncoderOutput<T>& out) const {
+    const Training* const training = pass.training();
+    const Replay<T>& replay = pass.replay;
+    const std::size_t t = static_cast<std::size_t>(num_routings_before(i));
     const Index routers_before = config_.share_router ? 0 : static_cast<Index>(t);
     const Tensor<T> logits = router_logits(tokens, of_block(router_, routers_before).weight);
     const Conventions& rules = config_.conventions;
@@ -5411,6 +5492,7 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
   visit("routes_padding", c.routes_padding);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
+  visit("recompute_blocks", c.recompute_blocks);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("router_noise", c.conventions.noise,
         {"none", "one_over_experts", "one_over_experts_squared"});

@@ -545,6 +545,83 @@ TEST_CASE("tensor: forget() lets values go and brings the same bits back") {
   CHECK(x.to_vector().size() == 7 * 37);
 }
 
+// All that a step computes: tokens, losses, and the gradients of everything.
+template <class T>
+std::vector<T> step_of(EncoderConfig c, bool recomputes, bool uses_tokens, bool uses_balance,
+                       const std::vector<std::uint8_t>& mask = {}) {
+  c.recompute_blocks = recomputes;
+  const Model<T> model(c);
+  model.randomise();
+  const Training training{Rng(5), 3};
+  const Tensor<T> x = check::normal<T>({2, 5, 12}, 1).require_gradient();
+  const auto out = model.encoder.forward(x, &training, {}, mask,
+                                         mask.empty() ? RoutedTokens() : RoutedTokens(mask));
+  Tensor<T> loss = sum(multiply(out.tokens, check::normal<T>(out.tokens.shape(), 2)));
+  if (!uses_tokens) loss = out.balance_loss;
+  else if (uses_balance) loss = loss + 0.5 * out.balance_loss;
+  loss.backward();
+  std::vector<T> all = out.tokens.to_vector();
+  const auto append = [&all](const std::vector<T>& v) { all.insert(all.end(), v.begin(), v.end()); };
+  append(out.balance_loss.to_vector());
+  append(x.gradient().to_vector());
+  for (const Parameter<T>& p : model.parameters.list()) append(p.tensor.gradient().to_vector());
+  return all;
+}
+
+TEST_CASE("encoder: blocks that are run again in backward leave the same bits") {
+  std::vector<EncoderConfig> configs(7, small());  // K = 2, noise, drops
+  for (EncoderConfig& c : configs) c.dropout = 0.2;
+  configs[1].is_pre_norm = false, configs[1].top_k = 1;
+  configs[2].share_attention = configs[2].share_router = configs[2].share_experts = false;
+  configs[3].blocks = 5, configs[3].moe_blocks = 4, configs[3].routing_groups = 2;
+  configs[4].experts = 0;
+  configs[5].conventions.priority = Priority::random;
+  configs[6].share_layer_norm = true;
+  for (const EncoderConfig& c : configs) {
+    INFO("configuration ", &c - configs.data());
+    for (const auto& uses : {std::pair(true, true), std::pair(true, false), std::pair(false, true)}) {
+      if (c.experts == 0 && !uses.first) continue;
+      CHECK(check::same_bits(step_of<float>(c, true, uses.first, uses.second),
+                             step_of<float>(c, false, uses.first, uses.second)));
+    }
+  }
+  const std::vector<std::uint8_t> mask = {1, 1, 1, 0, 0, 1, 1, 1, 1, 0};
+  CHECK(check::same_bits(step_of<double>(small(), true, true, true, mask),
+                         step_of<double>(small(), false, true, true, mask)));
+}
+
+TEST_CASE("encoder: with recomputation a block more keeps its input and its routing only") {
+  const auto kept = [](bool recomputes, Index blocks) {
+    EncoderConfig c = small();
+    c.blocks = blocks, c.expert_hidden = 64, c.recompute_blocks = recomputes;
+    const Model<float> model(c);
+    const Training training{Rng(5), 3};
+    const Tensor<float> x = check::normal<float>({4, 64, 12}, 1).require_gradient();
+    const Index before = memory_use().in_use;
+    const auto out = model.encoder.forward(x, &training, {});
+    return memory_use().in_use - before;
+  };
+  const Index N = 4 * 64, input = N * 12 * 4;
+  const Index routing = N * 3 * (3 + 2) * 4;  // logits, noise, p; gate, expert and slot of K = 2
+  kept(true, 1);  // workspaces
+  const Index growth = (kept(true, 7) - kept(true, 3)) / 4;
+  CHECK(growth >= input);
+  CHECK(growth <= (input + routing) * 9 / 8 + 20 * 64);  // rounded up by the pool
+  CHECK(kept(false, 7) - kept(false, 3) > 4 * 10 * growth);
+}
+
+TEST_CASE("encoder: a model may go, and its blocks are run again all the same") {
+  EncoderConfig c = small();
+  c.recompute_blocks = true;
+  const Tensor<double> x = check::normal({2, 5, 12}, 1).require_gradient();
+  const Tensor<double> loss = [&] {
+    const Model<double> model(c);
+    return sum(model.encoder.forward(x, nullptr, {}).tokens);
+  }();
+  loss.backward();
+  CHECK(std::isfinite(x.gradient().to_vector()[0]));
+}
+
 TEST_CASE("encoder: a configuration's violations are listed all at once") {
   const auto violations = [](const std::function<void(EncoderConfig&)>& change) {
     EncoderConfig c;
