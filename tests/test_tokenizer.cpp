@@ -197,6 +197,16 @@ TEST_SUITE("support: unicode") {
       CHECK(fold(c) == std::u32string{c});  // not covered
   }
 
+  TEST_CASE("capitals are those of Unicode 14 below U+3100") {
+    std::u32string lowered;
+    for (char32_t c = 0; c < 0x10000; ++c)
+      if (lower_case(c) != c) (lowered += c) += lower_case(c);
+    CHECK(lowered.size() == 2046);
+    CHECK(fingerprint(lowered) == 0xF40679D849A95629);
+    CHECK(lower_case(U'\u00C9') == U'\u00E9');
+    CHECK(lower_case(U'\u0130') == U'\u0130');
+  }
+
   TEST_CASE("above the basic plane there are Chinese characters, tags and private use") {
     CHECK(is_chinese(U'\U00020000'));
     CHECK(is_chinese(U'\U0002A6DF'));

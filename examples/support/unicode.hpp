@@ -17,9 +17,8 @@
 #include "widenet.hpp"
 
 #include <algorithm>  // upper_bound
-#include <array>      // array
+#include <cstddef>    // size_t
 #include <cstdint>    // uint8_t
-#include <iterator>   // begin, end
 #include <string>     // string, u32string
 
 namespace widenet::support {
@@ -198,22 +197,90 @@ inline bool is_mark(char32_t c) {
   return is_in(table, c);
 }
 
-// LOWER CASE WITHOUT ACCENTS ----------------------------------------------------------------------
+// LOWER CASE, ACCENTS -----------------------------------------------------------------------------
 
-/// Points first, first + step, ... (count of them) fold to target, target + target_step, ...
-struct FoldRun {
+/// Points first, first + step, ... (count of them) become target, target + target_step, ...
+struct PointRun {
   char32_t first;
   std::uint8_t count, step;
   char32_t target;
   std::uint8_t target_step;
 };
 
+/// What a table makes of a point; the point itself if no run has it.
+template <std::size_t n> char32_t mapped(const PointRun (&table)[n], char32_t c) {
+  const PointRun* run = std::upper_bound(
+      table, table + n, c, [](char32_t point, const PointRun& r) { return point < r.first; });
+  // Runs of step 2 interlock, so the run of a point need not be the last that begins before it; but
+  // none is longer than 256.
+  while (run != table && c - (--run)->first < 256) {
+    const char32_t i = (c - run->first) / run->step;
+    if (i * run->step == c - run->first && i < run->count)
+      return run->target + i * run->target_step;
+  }
+  return c;
+}
+
+/// The lower case of a letter, accents kept.
+///
+///   Differs   the capital I with a dot stays as it is: its lower case is two points
+inline char32_t lower_case(char32_t c) {
+  static constexpr PointRun table[] = {
+    {0x41, 26, 1, 0x61, 1}, {0xC0, 23, 1, 0xE0, 1}, {0xD8, 7, 1, 0xF8, 1}, {0x100, 24, 2, 0x101, 2},
+    {0x132, 3, 2, 0x133, 2}, {0x139, 8, 2, 0x13A, 2}, {0x14A, 23, 2, 0x14B, 2},
+    {0x178, 1, 1, 0xFF, 0}, {0x179, 3, 2, 0x17A, 2}, {0x181, 1, 1, 0x253, 0},
+    {0x182, 2, 2, 0x183, 2}, {0x186, 1, 1, 0x254, 0}, {0x187, 1, 1, 0x188, 0},
+    {0x189, 2, 1, 0x256, 1}, {0x18B, 1, 1, 0x18C, 0}, {0x18E, 1, 1, 0x1DD, 0},
+    {0x18F, 2, 1, 0x259, 2}, {0x191, 1, 1, 0x192, 0}, {0x193, 1, 1, 0x260, 0},
+    {0x194, 1, 1, 0x263, 0}, {0x196, 1, 1, 0x269, 0}, {0x197, 1, 1, 0x268, 0},
+    {0x198, 1, 1, 0x199, 0}, {0x19C, 1, 1, 0x26F, 0}, {0x19D, 1, 1, 0x272, 0},
+    {0x19F, 1, 1, 0x275, 0}, {0x1A0, 3, 2, 0x1A1, 2}, {0x1A6, 1, 1, 0x280, 0},
+    {0x1A7, 1, 1, 0x1A8, 0}, {0x1A9, 1, 1, 0x283, 0}, {0x1AC, 1, 1, 0x1AD, 0},
+    {0x1AE, 1, 1, 0x288, 0}, {0x1AF, 1, 1, 0x1B0, 0}, {0x1B1, 2, 1, 0x28A, 1},
+    {0x1B3, 2, 2, 0x1B4, 2}, {0x1B7, 1, 1, 0x292, 0}, {0x1B8, 1, 1, 0x1B9, 0},
+    {0x1BC, 1, 1, 0x1BD, 0}, {0x1C4, 2, 1, 0x1C6, 0}, {0x1C7, 2, 1, 0x1C9, 0},
+    {0x1CA, 2, 1, 0x1CC, 0}, {0x1CD, 8, 2, 0x1CE, 2}, {0x1DE, 9, 2, 0x1DF, 2},
+    {0x1F1, 2, 1, 0x1F3, 0}, {0x1F4, 1, 1, 0x1F5, 0}, {0x1F6, 1, 1, 0x195, 0},
+    {0x1F7, 1, 1, 0x1BF, 0}, {0x1F8, 20, 2, 0x1F9, 2}, {0x220, 1, 1, 0x19E, 0},
+    {0x222, 9, 2, 0x223, 2}, {0x23A, 1, 1, 0x2C65, 0}, {0x23B, 1, 1, 0x23C, 0},
+    {0x23D, 1, 1, 0x19A, 0}, {0x23E, 1, 1, 0x2C66, 0}, {0x241, 1, 1, 0x242, 0},
+    {0x243, 1, 1, 0x180, 0}, {0x244, 1, 1, 0x289, 0}, {0x245, 1, 1, 0x28C, 0},
+    {0x246, 5, 2, 0x247, 2}, {0x370, 2, 2, 0x371, 2}, {0x376, 1, 1, 0x377, 0},
+    {0x37F, 1, 1, 0x3F3, 0}, {0x386, 2, 2, 0x3AC, 1}, {0x389, 2, 1, 0x3AE, 1},
+    {0x38C, 2, 2, 0x3CC, 1}, {0x38F, 1, 1, 0x3CE, 0}, {0x391, 17, 1, 0x3B1, 1},
+    {0x3A3, 9, 1, 0x3C3, 1}, {0x3CF, 1, 1, 0x3D7, 0}, {0x3D8, 12, 2, 0x3D9, 2},
+    {0x3F4, 1, 1, 0x3B8, 0}, {0x3F7, 1, 1, 0x3F8, 0}, {0x3F9, 1, 1, 0x3F2, 0},
+    {0x3FA, 1, 1, 0x3FB, 0}, {0x3FD, 3, 1, 0x37B, 1}, {0x400, 16, 1, 0x450, 1},
+    {0x410, 32, 1, 0x430, 1}, {0x460, 17, 2, 0x461, 2}, {0x48A, 27, 2, 0x48B, 2},
+    {0x4C0, 1, 1, 0x4CF, 0}, {0x4C1, 7, 2, 0x4C2, 2}, {0x4D0, 48, 2, 0x4D1, 2},
+    {0x531, 38, 1, 0x561, 1}, {0x10A0, 38, 1, 0x2D00, 1}, {0x10C7, 1, 1, 0x2D27, 0},
+    {0x10CD, 1, 1, 0x2D2D, 0}, {0x13A0, 80, 1, 0xAB70, 1}, {0x13F0, 6, 1, 0x13F8, 1},
+    {0x1C90, 43, 1, 0x10D0, 1}, {0x1CBD, 3, 1, 0x10FD, 1}, {0x1E00, 75, 2, 0x1E01, 2},
+    {0x1E9E, 1, 1, 0xDF, 0}, {0x1EA0, 48, 2, 0x1EA1, 2}, {0x1F08, 8, 1, 0x1F00, 1},
+    {0x1F18, 6, 1, 0x1F10, 1}, {0x1F28, 8, 1, 0x1F20, 1}, {0x1F38, 8, 1, 0x1F30, 1},
+    {0x1F48, 6, 1, 0x1F40, 1}, {0x1F59, 4, 2, 0x1F51, 2}, {0x1F68, 8, 1, 0x1F60, 1},
+    {0x1F88, 8, 1, 0x1F80, 1}, {0x1F98, 8, 1, 0x1F90, 1}, {0x1FA8, 8, 1, 0x1FA0, 1},
+    {0x1FB8, 2, 1, 0x1FB0, 1}, {0x1FBA, 2, 1, 0x1F70, 1}, {0x1FBC, 1, 1, 0x1FB3, 0},
+    {0x1FC8, 4, 1, 0x1F72, 1}, {0x1FCC, 1, 1, 0x1FC3, 0}, {0x1FD8, 2, 1, 0x1FD0, 1},
+    {0x1FDA, 2, 1, 0x1F76, 1}, {0x1FE8, 2, 1, 0x1FE0, 1}, {0x1FEA, 2, 1, 0x1F7A, 1},
+    {0x1FEC, 1, 1, 0x1FE5, 0}, {0x1FF8, 2, 1, 0x1F78, 1}, {0x1FFA, 2, 1, 0x1F7C, 1},
+    {0x1FFC, 1, 1, 0x1FF3, 0}, {0x2126, 1, 1, 0x3C9, 0}, {0x212A, 1, 1, 0x6B, 0},
+    {0x212B, 1, 1, 0xE5, 0}, {0x2132, 1, 1, 0x214E, 0}, {0x2160, 16, 1, 0x2170, 1},
+    {0x2183, 1, 1, 0x2184, 0}, {0x24B6, 26, 1, 0x24D0, 1}, {0x2C00, 48, 1, 0x2C30, 1},
+    {0x2C60, 1, 1, 0x2C61, 0}, {0x2C62, 1, 1, 0x26B, 0}, {0x2C63, 1, 1, 0x1D7D, 0},
+    {0x2C64, 1, 1, 0x27D, 0}, {0x2C67, 3, 2, 0x2C68, 2}, {0x2C6D, 1, 1, 0x251, 0},
+    {0x2C6E, 1, 1, 0x271, 0}, {0x2C6F, 2, 1, 0x250, 2}, {0x2C72, 1, 1, 0x2C73, 0},
+    {0x2C75, 1, 1, 0x2C76, 0}, {0x2C7E, 2, 1, 0x23F, 1}, {0x2C80, 50, 2, 0x2C81, 2},
+    {0x2CEB, 2, 2, 0x2CEC, 2}, {0x2CF2, 1, 1, 0x2CF3, 0}};
+  return mapped(table, c);
+}
+
 /// What is left of a point in lower case, decomposed (NFD) and without its marks: nothing for a
 /// mark, two or three letters for a syllable of Hangul, otherwise one point.
 ///
 ///   Differs   a capital sigma at the end of a word becomes the sigma of the middle of a word
 inline std::u32string fold(char32_t c) {
-  static constexpr FoldRun table[] = {
+  static constexpr PointRun table[] = {
     {0x41, 26, 1, 0x61, 1}, {0xC0, 6, 1, 0x61, 0}, {0xC6, 1, 1, 0xE6, 0}, {0xC7, 2, 1, 0x63, 2},
     {0xC9, 3, 1, 0x65, 0}, {0xCC, 4, 1, 0x69, 0}, {0xD0, 1, 1, 0xF0, 0}, {0xD1, 2, 1, 0x6E, 1},
     {0xD3, 4, 1, 0x6F, 0}, {0xD8, 1, 1, 0xF8, 0}, {0xD9, 4, 1, 0x75, 0}, {0xDD, 1, 1, 0x79, 0},
@@ -349,16 +416,7 @@ inline std::u32string fold(char32_t c) {
     if (tail) letters += 0x11A7 + tail;
     return letters;
   }
-  // Runs of step 2 interlock, so the run of a point need not be the last that begins before it; but
-  // none is longer than 128.
-  const FoldRun* run = std::upper_bound(
-      std::begin(table), std::end(table), c,
-      [](char32_t point, const FoldRun& r) { return point < r.first; });
-  while (run != std::begin(table) && c - (--run)->first < 128)
-    if (const char32_t i = (c - run->first) / run->step;
-        i * run->step == c - run->first && i < run->count)
-      return {run->target + i * run->target_step};
-  return {c};
+  return {mapped(table, c)};
 }
 
 }  // namespace widenet::support

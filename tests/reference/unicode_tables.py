@@ -35,6 +35,12 @@ def folded_here(c):
     return fold(c) if is_covered else [c]
 
 
+def lowered_here(c):
+    """What the header makes lower case: below U+3100, one to one."""
+    text = chr(c).lower()
+    return ord(text) if c < 0x3100 and len(text) == 1 else c
+
+
 def ranges(holds):
     """The maximal ranges of code points of the basic plane for which a predicate holds."""
     found = []
@@ -93,6 +99,8 @@ def main():
     mapping = {c: folded_here(c)[0] for c in range(0x10000)
                if not is_mark(c) and c not in HANGUL and folded_here(c) != [c]}
     print_table("folds", ["{{0x{:X}, {}, {}, 0x{:X}, {}}}".format(*r) for r in runs(mapping)])
+    print_table("capitals", ["{{0x{:X}, {}, {}, 0x{:X}, {}}}".format(*r) for r in runs(
+        {c: lowered_here(c) for c in range(0x3100) if lowered_here(c) != c})])
     print("not folded, as each becomes several:", " ".join(
         f"{c:X}" for c in range(0x3100) if len(fold(c)) > 1))
 
@@ -106,6 +114,8 @@ def main():
         print(f"{name:12} {len(members):6} 0x{fingerprint(members):016X}")
     folded = [x for c in planes for x in [c] + folded_here(c) if folded_here(c) != [c]]
     print(f"{'folds':12} {len(folded):6} 0x{fingerprint(folded):016X}")
+    lowered = [x for c in planes for x in (c, lowered_here(c)) if lowered_here(c) != c]
+    print(f"{'capitals':12} {len(lowered):6} 0x{fingerprint(lowered):016X}")
 
 
 if __name__ == "__main__":
