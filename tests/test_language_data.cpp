@@ -1,6 +1,7 @@
 // Tests for examples/support: sequences, GLUE and SQuAD files, masked words, the toy language.
 #include "examples/support/glue.hpp"
 #include "examples/support/sequence.hpp"
+#include "examples/support/squad.hpp"
 
 #include <doctest/doctest.h>
 
@@ -168,5 +169,251 @@ TEST_SUITE("support: glue") {
           "widenet: matthews_correlation: the sizes must be equal; got 1, 2");
     CHECK(error_of([] { matthews_correlation({0, 2}, {0, 1}); }) ==
           "widenet: matthews_correlation: values must be 0 or 1; got 2, 1 at 1");
+  }
+}
+
+namespace {
+
+// Two paragraphs; the answers stand behind characters of two and four bytes.
+const std::string squad_text = R"({"version": "v2.0", "data": [{"title": "x", "paragraphs": [
+  {"context": "Caf\u00e9 \ud83d\ude00 by Zo\u00eb, the owner.", "qas": [
+    {"id": "q1", "question": "By whom?", "is_impossible": false,
+     "answers": [{"text": "Zo\u00eb", "answer_start": 10},
+                 {"text": "the owner", "answer_start": 15}]},
+    {"id": "q2", "question": "Why?", "is_impossible": true, "answers": [],
+     "plausible_answers": [{"text": "by", "answer_start": 7}]}]},
+  {"context": "A bridge.", "qas": [
+    {"id": "q3", "question": "What?", "answers": [{"text": "A bridge", "answer_start": 0}]}]}]}]})";
+
+struct ScoredAnswer {
+  std::string prediction, answer;
+  bool is_exact;
+  double f1;
+};
+
+/// A context of seven tokens and a question of two.
+SquadData small_squad() {
+  SquadData data;
+  data.contexts = {"a b c d a b c"};
+  data.questions = {{"q", "a b", 0, {{"c d", 4}}}};
+  return data;
+}
+
+SpanLogits flat_logits(const SquadWindow& window) {
+  const std::vector<float> zero(window.sequence.token.size(), 0.0f);
+  return {zero, zero};
+}
+
+}  // namespace
+
+TEST_SUITE("support: squad") {
+  TEST_CASE("a file: contexts, questions, answers by code points") {
+    const SquadData data = parse_squad(squad_text, "dev.json");
+    CHECK(data.version == "v2.0");
+    CHECK(data.bad_questions.empty());
+    REQUIRE(data.contexts.size() == 2);
+    REQUIRE(data.questions.size() == 3);
+    CHECK(data.questions[0].id == "q1");
+    REQUIRE(data.questions[0].answers.size() == 2);
+    CHECK(data.questions[0].answers[0].text == "Zo\u00eb");
+    CHECK(data.questions[0].answers[1].start == 15);
+    CHECK(data.questions[1].answers.empty());
+    CHECK(data.questions[2].context == 1);
+    CHECK(data.questions[2].question == "What?");
+  }
+
+  TEST_CASE("an answer that does not stand where it should is reported") {
+    const auto bad = [](const std::string& answers) {
+      const SquadData data = parse_squad(
+          R"({"data": [{"paragraphs": [{"context": "\u00e9t\u00e9", "qas": [{"id": "q", )"
+          R"("question": "?", "answers": [)" + answers + "]}]}]}]}", "f");
+      return data.questions.empty() ? data.bad_questions[0] : "no error";
+    };
+    CHECK(bad(R"({"text": "t", "answer_start": 1})") == "no error");
+    CHECK(bad(R"({"text": "\u00e9", "answer_start": 2})") == "no error");
+    CHECK(bad(R"({"text": "t", "answer_start": 2})") ==
+          "f: question q: the answer \"t\" does not stand at 2");
+    CHECK(bad(R"({"text": "\u00e9t", "answer_start": 2})") ==
+          "f: question q: the answer \"\u00e9t\" does not stand at 2");
+    CHECK(bad(R"({"text": "t", "answer_start": -1})") ==
+          "f: question q: the answer \"t\" does not stand at -1");
+    CHECK(bad(R"({"text": "t", "answer_start": 9223372036854775807})") ==
+          "f: question q: the answer \"t\" does not stand at 9223372036854775807");
+    CHECK(bad(R"({"text": "", "answer_start": 0})") ==
+          "f: question q: the answer \"\" does not stand at 0");
+    const SquadData twice = parse_squad(
+        R"({"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": "1", )"
+        R"("answers": []}, {"id": "q", "question": "2", "answers": []}]}]}]})", "f");
+    CHECK(twice.questions.size() == 1);
+    CHECK(twice.bad_questions ==
+          std::vector<std::string>{"f: question q: its id has come before"});
+  }
+
+  TEST_CASE("what is no SQuAD file is refused") {
+    const auto refused = [](const std::string& text) {
+      return error_of([&] { parse_squad(text, "f"); });
+    };
+    CHECK(refused("{}") ==
+          "widenet: json: f: an object must have the key \"data\"; got one without");
+    CHECK(refused(R"({"data": [{"paragraphs": [{"context": 3, "qas": []}]}]})") ==
+          "widenet: json: f: a value must be a string; got another type");
+    CHECK(refused(R"({"data": [{"paragraphs": [{"qas": []}]}]})") ==
+          "widenet: json: f: an object must have the key \"context\"; got one without");
+    CHECK(refused("{\"data\": [").find("widenet: json: f: offset 10") == 0);
+    CHECK(error_of([] { read_squad("no such file"); }) ==
+          "widenet: read_squad: no such file: must be readable; got: not opened");
+  }
+
+  // Printed by tests/reference/squad_scores.py.
+  TEST_CASE("exact match and F1 are the official ones") {
+    const std::vector<ScoredAnswer> table = {
+      {"the cat", "cat", true, 1}, {"a  cat", "The Cat!", true, 1},
+      {"cat sat", "the cat sat down", false, 0.8}, {"cat", "dog", false, 0}, {"", "", true, 1},
+      {"", "cat", false, 0}, {"the", "", true, 1}, {"an", "a", true, 1}, {"a", "the cat", false, 0},
+      {"cat cat", "cat", false, 0.6666666666666666}, {"cat", "cat cat", false, 0.6666666666666666},
+      {"a cat a dog", "dog cat", false, 1}, {"well-known", "wellknown", true, 1},
+      {"can't", "cant", true, 1}, {"U.S.A.", "usa", true, 1}, {"$5", "5", true, 1},
+      {"5 %", "5", true, 1}, {"theatre", "atre", false, 0}, {"other the", "other", true, 1},
+      {"\u00c9cole", "\u00e9cole", true, 1}, {"ecole", "\u00e9cole", false, 0},
+      {"\u0416\u0418\u0417\u041d\u042c", "\u0436\u0438\u0437\u043d\u044c", true, 1},
+      {"the\u2013end", "\u2013end", true, 1}, {"a\u2014b", "\u2014b", true, 1},
+      {"th\u00e9", "", false, 0}, {"the\u0301", "\u0301", true, 1}, {"a\u00b2", "\u00b2", false, 0},
+      {"a\u20ac", "\u20ac", true, 1}, {"cat\u00a0sat", "cat sat", true, 1},
+      {"cat\u3000sat", "cat sat", true, 1}, {"cat\013sat", "cat sat", true, 1},
+      {"cat\034sat", "cat sat", true, 1}, {"cat\302\205sat", "cat sat", true, 1},
+      {"\u00aba\u00bb", "\u00ab\u00bb", false, 0}, {"\u2018the\u2019", "\u2018\u2019", false, 0},
+      {"a_b", "ab", true, 1}, {"__", "", true, 1}, {"the-end", "theend", true, 1},
+      {"a.m.", "am", true, 1}, {"an.", "", true, 1}, {"\u0391", "\u03b1", true, 1},
+      {"1,000", "1000", true, 1}, {"one two three four", "two four six", false, 0.5714285714285714},
+      {"\u4e2d \u56fd", "\u4e2d\u56fd", false, 0}, {"a\u4e2d", "\u4e2d", false, 0},
+      {"the\u200bcat", "\u200bcat", true, 1},
+      {"x \U0001f600", "\U0001f600", false, 0.6666666666666666}, {"A\u00d7B", "\u00d7b", true, 1}};
+    for (const ScoredAnswer& row : table) {
+      INFO(row.prediction, " / ", row.answer);
+      CHECK(is_exact_match(row.prediction, row.answer) == row.is_exact);
+      CHECK(std::fabs(answer_f1(row.prediction, row.answer) - row.f1) < 1e-15);
+      CHECK(answer_f1(row.answer, row.prediction) == answer_f1(row.prediction, row.answer));
+    }
+  }
+
+  TEST_CASE("scores are means of the best over the answers") {
+    const SquadData data = parse_squad(squad_text, "f");
+    SquadScores s = squad_scores(data, {{"q1", "Owner"}, {"q2", ""}, {"q3", "old bridge"}});
+    CHECK(std::fabs(s.exact - 200.0 / 3) < 1e-12);
+    CHECK(std::fabs(s.f1 - (100 + 100 + 200.0 / 3) / 3) < 1e-12);
+    CHECK(s.answerable_exact == 50);
+    CHECK(std::fabs(s.answerable_f1 - (100 + 200.0 / 3) / 2) < 1e-12);
+    CHECK(s.impossible_exact == 100);
+    CHECK(s.count == 3);
+    CHECK(s.num_answerable == 2);
+    CHECK(s.num_missing == 0);
+    s = squad_scores(data, {{"q2", "by"}, {"q1", "zo\u00eb"}});
+    CHECK(std::fabs(s.exact - 100.0 / 3) < 1e-12);
+    CHECK(s.impossible_exact == 0);
+    CHECK(s.num_missing == 1);
+    CHECK(squad_scores({}, {}).exact == 0);
+  }
+
+  TEST_CASE("windows slide over the context, and each token is best placed in one") {
+    const SquadOptions options{9, 2, 64, 30};  // room for 4 of the 7 tokens
+    const std::vector<SquadWindow> windows = squad_windows(small_squad(), 0, letters(), options);
+    REQUIRE(windows.size() == 3);
+    CHECK(windows[0].sequence.token == Ids{2, 5, 6, 3, 5, 6, 7, 8, 3});
+    CHECK(windows[0].sequence.type == Ids{0, 0, 0, 0, 1, 1, 1, 1, 1});
+    CHECK(windows[1].sequence.token == Ids{2, 5, 6, 3, 7, 8, 5, 6, 3});
+    CHECK(windows[2].sequence.token == Ids{2, 5, 6, 3, 5, 6, 7, 3});
+    CHECK(windows[0].first == 4);
+    CHECK(windows[1].pieces[0].begin == 4);
+    CHECK(windows[0].is_best == std::vector<bool>{true, true, true, false});
+    CHECK(windows[1].is_best == std::vector<bool>{false, true, true, false});
+    CHECK(windows[2].is_best == std::vector<bool>{false, true, true});
+    CHECK(windows[0].answer_first == 6);
+    CHECK(windows[0].answer_last == 7);
+    CHECK(windows[1].answer_first == 4);
+    CHECK(windows[1].answer_last == 5);
+    CHECK(windows[2].answer_first == 0);
+    CHECK(windows[2].answer_last == 0);
+  }
+
+  TEST_CASE("windows at their limits") {
+    SquadData data = small_squad();
+    CHECK(squad_windows(data, 0, letters(), {12, 1, 64, 30}).size() == 1);  // all of it fits
+    CHECK(squad_windows(data, 0, letters(), {11, 1, 64, 30}).size() == 2);
+    CHECK(squad_windows(data, 0, letters(), {6, 100, 64, 30}).size() == 7);  // no token is left out
+    CHECK(squad_windows(data, 0, letters(), {9, 2, 1, 30})[0].sequence.token ==
+          Ids{2, 5, 3, 5, 6, 7, 8, 5, 3});  // the question is cut
+    CHECK(error_of([&] { squad_windows(data, 0, letters(), {5, 1, 64, 30}); }) ==
+          "widenet: squad_windows: a window must have room for context, and the stride must be "
+          "positive; got 5 tokens for a question of 2, stride 1");
+    CHECK(error_of([&] { squad_windows(data, 0, letters(), {9, 0, 64, 30}); }) ==
+          "widenet: squad_windows: a window must have room for context, and the stride must be "
+          "positive; got 9 tokens for a question of 2, stride 0");
+    data.contexts[0] = "";
+    data.questions[0].answers.clear();
+    const std::vector<SquadWindow> empty = squad_windows(data, 0, letters(), {9, 2, 64, 30});
+    REQUIRE(empty.size() == 1);
+    CHECK(best_answer(data, empty, {flat_logits(empty[0])}, {}, false).text == "");
+  }
+
+  TEST_CASE("an answer inside a word takes the whole token") {
+    SquadData data;
+    data.contexts = {"\u00e9 abcd d"};
+    data.questions = {{"q", "a", 0, {{"bc", 3}}}};
+    const SquadWindow window = squad_windows(data, 0, letters(), {20, 9, 64, 30})[0];
+    CHECK(window.pieces.size() == 6);  // the first is unknown
+    CHECK(window.answer_first == window.first + 2);
+    CHECK(window.answer_last == window.first + 3);
+    const Tokenizer words = Tokenizer::wordpiece({"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]",
+                                                  "abcd", "d"}, false);
+    CHECK(squad_windows(data, 0, words, {20, 9, 64, 30})[0].answer_first == 4);
+    CHECK(squad_windows(data, 0, words, {20, 9, 64, 30})[0].answer_last == 4);
+  }
+
+  TEST_CASE("the best answer is the best span that begins where its window shows it best") {
+    const SquadData data = small_squad();
+    SquadOptions options{9, 2, 64, 30};
+    const std::vector<SquadWindow> windows = squad_windows(data, 0, letters(), options);
+    std::vector<SpanLogits> logits;
+    for (const SquadWindow& window : windows) logits.push_back(flat_logits(window));
+    logits[0].first[7] = 9;  // "d", but window 1 shows it better
+    logits[1].first[6] = 3;  // the second "a"
+    logits[1].last[7] = 2;   // the second "b"
+    logits[1].last[5] = 8;   // before it
+    logits[1].last[8] = 50;  // [SEP]
+    logits[1].first[0] = 2, logits[1].last[0] = 2;
+    SquadPrediction best = best_answer(data, windows, logits, options, false);
+    CHECK(best.text == "d");  // 0 + 8
+    CHECK(best.score == 8);
+    CHECK(best.no_answer == 0);
+    logits[1].last[5] = 0;
+    best = best_answer(data, windows, logits, options, false);
+    CHECK(best.text == "a b");
+    CHECK(best.score == 5);
+    options.answer_tokens = 1;
+    CHECK(best_answer(data, windows, logits, options, false).text == "a");
+    CHECK(error_of([&] { best_answer(data, windows, {}, options, false); }) ==
+          "widenet: best_answer: there must be logits for each window; got 3, 0");
+    logits[2].last.resize(3);
+    CHECK(error_of([&] { best_answer(data, windows, logits, options, false); }) ==
+          "widenet: best_answer: there must be two logits for each of the 8 tokens; got 8, 3");
+  }
+
+  TEST_CASE("no answer, if [CLS] is better in every window") {
+    const SquadData data = small_squad();
+    const SquadOptions options{9, 2, 64, 30};
+    const std::vector<SquadWindow> windows = squad_windows(data, 0, letters(), options);
+    std::vector<SpanLogits> logits;
+    for (const SquadWindow& window : windows) {
+      logits.push_back(flat_logits(window));
+      logits.back().first[0] = 4, logits.back().last[0] = 3;
+    }
+    logits[1].first[6] = 5;
+    CHECK(best_answer(data, windows, logits, options, true).text == "");
+    CHECK(best_answer(data, windows, logits, options, false).text == "a");
+    CHECK(best_answer(data, windows, logits, options, true).no_answer == 7);
+    CHECK(best_answer(data, windows, logits, options, true, 2).text == "a");  // not by more than 2
+    CHECK(best_answer(data, windows, logits, options, true, 1.9).text == "");
+    logits[2].last[0] = 1;  // the smallest counts: 5 is not better than 5
+    CHECK(best_answer(data, windows, logits, options, true).text == "a");
   }
 }
