@@ -333,6 +333,9 @@ TEST_SUITE("support: squad") {
     CHECK(windows[1].answer_last == 5);
     CHECK(windows[2].answer_first == 0);
     CHECK(windows[2].answer_last == 0);
+    const std::vector<SquadWindow> wider =
+        squad_windows(small_squad(), 0, letters(), {10, 2, 64, 30});
+    CHECK(wider[0].is_best == std::vector<bool>{true, true, true, true, false});  // a tie
   }
 
   TEST_CASE("windows at their limits") {
@@ -391,6 +394,10 @@ TEST_SUITE("support: squad") {
     CHECK(best.score == 5);
     options.answer_tokens = 1;
     CHECK(best_answer(data, windows, logits, options, false).text == "a");
+    for (SpanLogits& l : logits)
+      for (float& x : l.first) x -= 100;  // a bad answer is an answer
+    CHECK(best_answer(data, windows, logits, options, false).text == "a");
+    CHECK(best_answer(data, windows, logits, options, false).score == -97);
     CHECK(error_of([&] { best_answer(data, windows, {}, options, false); }) ==
           "widenet: best_answer: there must be logits for each window; got 3, 0");
     logits[2].last.resize(3);

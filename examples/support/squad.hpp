@@ -221,12 +221,13 @@ struct SquadWindow {
 
 /// The windows of one question, the first answer marked in those that show all of it.
 ///
-/// A token is in several windows; it is best placed where min(tokens to its left, to its right) +
-/// 0.01 * (length of the part) is largest, in the first such window.
+/// A token is in several windows; it is best placed where min(tokens to its left, to its right) is
+/// largest, in the first such window.
 ///
 ///   Errors    ValueError if a window has no room for a token of context, or the stride is not
 ///             positive
-///   Source    google-research/bert, run_squad.py
+///   Source    google-research/bert, run_squad.py; of equal windows it prefers the longest: always
+///             the first
 inline std::vector<SquadWindow> squad_windows(const SquadData& data, std::size_t question_index,
                                               const Tokenizer& tokenizer,
                                               const SquadOptions& options) {
@@ -272,15 +273,15 @@ inline std::vector<SquadWindow> squad_windows(const SquadData& data, std::size_t
 
   // Window w shows pieces w * step, w * step + 1, ...
   const Index step = std::min(room, options.stride);
-  std::vector<double> best(pieces.size(), -1);
+  std::vector<Index> best(pieces.size(), -1);
   std::vector<std::size_t> owner(pieces.size());
   for (std::size_t w = 0; w < windows.size(); ++w) {
     const Index begin = static_cast<Index>(w) * step;
     const Index length = static_cast<Index>(windows[w].pieces.size());
     for (Index i = 0; i < length; ++i) {
-      const double score = double(std::min(i, length - 1 - i)) + 0.01 * double(length);
+      const Index context = std::min(i, length - 1 - i);
       const std::size_t at = static_cast<std::size_t>(begin + i);
-      if (score > best[at]) best[at] = score, owner[at] = w;
+      if (context > best[at]) best[at] = context, owner[at] = w;
     }
   }
   for (std::size_t w = 0; w < windows.size(); ++w)
