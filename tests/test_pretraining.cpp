@@ -331,9 +331,11 @@ TEST_SUITE("support: masked batches") {
     CHECK(first == counting(5, 12));
     CHECK(second == counting(5, 12));
     CHECK(error_of([&] { masked_batch_of_step(pairs, 13, t, {}, Rng(2), 0); }) ==
-          "widenet: masked_batch_of_step: the batch size must lie in [1, 12]; got 13");
+          "widenet: examples_of_step: the batch size must lie in [1, 12], the number of examples; "
+          "got 13");
     CHECK(error_of([&] { masked_batch_of_step(pairs, 0, t, {}, Rng(2), 0); }) ==
-          "widenet: masked_batch_of_step: the batch size must lie in [1, 12]; got 0");
+          "widenet: examples_of_step: the batch size must lie in [1, 12], the number of examples; "
+          "got 0");
   }
 }
 

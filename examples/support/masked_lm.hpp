@@ -255,30 +255,20 @@ struct MaskedBatch {
   Ids order;           // (B), 1 if the two segments were swapped
 };
 
-/// The batch of a step: a function of the seed and the step, so that training can stop and go on.
-/// Every epoch visits the pairs in a new order, swaps half of them and hides other tokens; what
-/// does not fill a batch is left out.
+/// The batch of a step, a function of the seed and the step: each visit of a pair swaps it or not,
+/// and hides other tokens.
 ///
-///   Errors    ValueError if there are fewer pairs than sequences in a batch
+///   Errors    as examples_of_step
 ///   Differs   ALBERT swaps and hides once, when it writes its files
 inline MaskedBatch masked_batch_of_step(const std::vector<SegmentPair>& pairs, Index batch_size,
                                         const Tokenizer& tokenizer, const MaskOptions& options,
                                         const Rng& rng, Index step) {
-  const Index count = static_cast<Index>(pairs.size());
-  require<ValueError>(0 < batch_size && batch_size <= count,
-                      "masked_batch_of_step: the batch size must lie in [1, ", count, "]; got ",
-                      batch_size);
-  const Index steps_per_epoch = count / batch_size;
-  const std::vector<Index> visits = permutation(
-      count, rng.for_purpose(Purpose::shuffle).at_step(step / steps_per_epoch));
   MaskedBatch result;
   std::vector<Sequence> sequences;
   std::vector<std::vector<MaskedToken>> masked;
-  for (Index b = 0; b < batch_size; ++b) {
-    const Rng here = rng.at_step(step).at_micro_batch(b);
-    const Index visit = step % steps_per_epoch * batch_size + b;
-    const SegmentPair& pair =
-        pairs[static_cast<std::size_t>(visits[static_cast<std::size_t>(visit)])];
+  for (const std::size_t example : examples_of_step(pairs.size(), batch_size, rng, step)) {
+    const Rng here = rng.at_step(step).at_micro_batch(static_cast<Index>(sequences.size()));
+    const SegmentPair& pair = pairs[example];
     const bool is_swapped = stream(here, Draw::order).uniform(0) < 0.5;
     sequences.push_back(is_swapped ? joined(tokenizer, pair.second, pair.first)
                                    : joined(tokenizer, pair.first, pair.second));

@@ -83,6 +83,24 @@ inline TokenBatch batch_of(const std::vector<Sequence>& sequences, std::int32_t 
   return batch;
 }
 
+/// Which of `count` examples make up the batch of a step: a function of the seed and the step, so
+/// that training can stop and go on. Every epoch visits them in a new order; what does not fill a
+/// batch is left out.
+///
+///   Errors    ValueError if there are fewer examples than a batch has
+inline std::vector<std::size_t> examples_of_step(std::size_t count, Index batch_size,
+                                                 const Rng& rng, Index step) {
+  const Index num_examples = static_cast<Index>(count);
+  require<ValueError>(0 < batch_size && batch_size <= num_examples,
+                      "examples_of_step: the batch size must lie in [1, ", num_examples,
+                      "], the number of examples; got ", batch_size);
+  const Index steps_per_epoch = num_examples / batch_size;
+  const std::vector<Index> order = permutation(
+      num_examples, rng.for_purpose(Purpose::shuffle).at_step(step / steps_per_epoch));
+  const auto first = order.begin() + step % steps_per_epoch * batch_size;
+  return {first, first + batch_size};
+}
+
 }  // namespace widenet::support
 
 #endif  // WIDENET_EXAMPLES_SUPPORT_SEQUENCE_HPP
