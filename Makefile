@@ -83,7 +83,7 @@ test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
-shown_examples   := $(filter-out build/examples/demo,$(example_programs))
+shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
 cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
 
@@ -106,6 +106,9 @@ check-examples: $(example_programs)  ## run the examples and compare what they p
 
 check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
 	+@RUN="$(RUN)" tests/tools/check_demo.sh
+
+check-language: build/examples/train_language  ## train_language on small files of every kind
+	+@RUN="$(RUN)" tests/tools/check_language.sh
 
 expected: $(shown_examples)  ## write what the examples print to examples/expected
 	@mkdir -p examples/expected
@@ -221,7 +224,6 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples check-demo expected sanitize lint format \
-        bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics \
-        need-tests \
-        need-sanitize need-install need-bench need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples check-demo check-language expected sanitize \
+        lint format bench bench-torch cuda test-cuda install test-install clean help FORCE \
+        need-basics need-tests need-sanitize need-install need-bench need-lint need-cuda

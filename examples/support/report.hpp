@@ -450,6 +450,7 @@ using NamedValues = std::vector<std::pair<std::string, std::string>>;
 /// What the page shows. A part that is left empty is left out.
 struct Report {
   std::string title, subtitle;
+  std::string examples = "images";  // what the model reads
   NamedValues summary;        // a few figures, the most important first
   NamedValues configuration;  // all settings
   std::vector<Series> loss, accuracy, balance_loss, dropped;  // against the step; 1 is 100 %
@@ -559,8 +560,9 @@ inline std::string report_html(const Report& report) {
                       "<i>p<sub>c</sub></i> + <i>&lambda;</i> &middot; balance loss",
                       line_chart({"Loss", "step", "cross entropy", report.loss}));
   if (!report.accuracy.empty())
-    figures += figure("Accuracy", "Share of images read right: of the batches while they are "
-                      "learned, and of images never seen, after that.", "",
+    figures += figure("Accuracy", "Share of " + report.examples + " read right: of the "
+                      "batches while they are learned, and of " + report.examples +
+                      " never seen, after that.", "",
                       line_chart({"Accuracy", "step", "accuracy", report.accuracy, true}));
   if (!report.balance_loss.empty()) {
     LineChart chart{"Balance loss", "step", "sum over blocks", report.balance_loss};

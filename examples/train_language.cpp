@@ -1,0 +1,541 @@
+// Pre-trains a language WideNet on text, fine-tunes it on sentences or questions, and evaluates it.
+//
+//   train_language --task pretrain [--text FILE]                     hidden words, sentence order
+//   train_language --task toy [--start MODEL]                        what is wrong with a sentence
+//   train_language --task sst2|mnli|cola --train FILE --test FILE    GLUE's TSV files
+//   train_language --task squad --train FILE --test FILE             SQuAD 1.1 or 2.0
+//
+// Without files everything runs on a toy language that the program generates. --help lists all
+// options. Writes OUT/model.safetensors, OUT/metrics.jsonl, OUT/report.html and predictions.
+// Ctrl-C saves and stops; --resume goes on, to the same bits as if it had never stopped.
+
+#include "support/glue.hpp"
+#include "support/grammar.hpp"
+#include "support/masked_lm.hpp"
+#include "support/progress.hpp"
+#include "support/report.hpp"
+#include "support/run.hpp"
+#include "support/squad.hpp"
+#include "widenet.hpp"
+
+#include <chrono>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace wn = widenet;
+namespace support = widenet::support;
+
+namespace {
+
+using Model = wn::LanguageModel<float>;
+
+// OPTIONS -----------------------------------------------------------------------------------------
+
+struct Options {
+  std::string task = "toy", text, training, testing, vocabulary, start, out = "build/language";
+  bool is_cased = false, resume = false;
+  wn::Index steps = 1000, batch = 32, length = 32;
+  double rate = 1e-3, weight_decay = 0.01;
+  wn::Index width = 64, blocks = 4, heads = 4, experts = 4, hidden = 128, embedding = 32;
+  wn::Index stride = 16;
+  std::uint64_t seed = 0;
+};
+
+support::CommandLine command_line(Options& o) {
+  support::CommandLine line("train_language", "pre-trains, fine-tunes and evaluates a WideNet");
+  line.add("--task", o.task, "what to learn", {"pretrain", "toy", "sst2", "mnli", "cola", "squad"})
+      .add("--text", o.text, "text to pre-train on; none: the toy language")
+      .add("--train", o.training, "training examples")
+      .add("--test", o.testing, "examples to evaluate on")
+      .add("--vocab", o.vocabulary, "vocab.txt of WordPiece; none: bytes, toy words for toy text")
+      .add("--cased", o.is_cased, "the vocabulary has capitals and accents")
+      .add("--start", o.start, "a pre-trained model.safetensors to start from")
+      .add("--out", o.out, "folder of all that is written")
+      .add("--steps", o.steps, "training steps")
+      .add("--batch", o.batch, "sequences in a step")
+      .add("--length", o.length, "tokens in a sequence, at most", 8)
+      .add("--stride", o.stride, "SQuAD: tokens from window to window")
+      .add("--rate", o.rate, "learning rate at its peak")
+      .add("--weight-decay", o.weight_decay, "of AdamW")
+      .add("--width", o.width, "D")
+      .add("--blocks", o.blocks, "L")
+      .add("--heads", o.heads, "H")
+      .add("--experts", o.experts, "E; 0: a dense feed-forward network", 0)
+      .add("--hidden", o.hidden, "F, hidden width of an expert")
+      .add("--embedding", o.embedding, "width of the embeddings")
+      .add("--seed", o.seed, "of everything random")
+      .add("--resume", o.resume, "go on where the run in --out stopped");
+  return line;
+}
+
+bool is_toy_language(const Options& o) {
+  return o.task == "toy" || (o.task == "pretrain" && o.text.empty());
+}
+
+support::Tokenizer tokenizer_for(const Options& o) {
+  if (!o.vocabulary.empty()) return support::Tokenizer::wordpiece(o.vocabulary, o.is_cased);
+  if (is_toy_language(o)) return support::Tokenizer::wordpiece(support::toy_vocabulary(), true);
+  return support::Tokenizer::bytes();
+}
+
+wn::LanguageConfig config_for(const Options& o, wn::Index vocabulary, wn::Index classes) {
+  wn::LanguageConfig config = wn::LanguageConfig::toy();
+  config.vocabulary = vocabulary, config.classes = classes;
+  config.max_tokens = o.length, config.embedding = o.embedding;
+  config.encoder.width = o.width, config.encoder.blocks = o.blocks;
+  config.encoder.heads = o.heads, config.encoder.experts = o.experts;
+  config.encoder.top_k = std::min<wn::Index>(2, o.experts);
+  config.encoder.expert_hidden = config.encoder.dense_hidden = o.hidden;
+  return config;
+}
+
+/// A new model, or with --start the weights of another, which may have been made for other classes:
+/// then the classifier is new.
+Model model_for(const Options& o, const support::Tokenizer& tokenizer, wn::Index classes) {
+  const wn::Rng rng(o.seed);
+  if (o.start.empty()) return Model(config_for(o, tokenizer.size(), classes), rng);
+  const Model start = wn::load_language_model<float>(o.start);
+  wn::LanguageConfig config = start.config();
+  wn::require<wn::ValueError>(
+      config.vocabulary == tokenizer.size() && config.max_tokens >= o.length,
+      "train_language: --start must be a model of ", tokenizer.size(), " words and at least ",
+      o.length, " tokens; got ", config.vocabulary, ", ", config.max_tokens);
+  config.classes = classes;
+  const Model model(config, rng);
+  for (std::size_t i = 0; i < model.parameters().size(); ++i) {
+    const wn::Parameter<float>& parameter = model.parameters()[i];
+    if (parameter.name.compare(0, 10, "classifier") != 0)
+      parameter.tensor.value().assign(start.parameters()[i].tensor.to_vector());
+  }
+  return model;
+}
+
+// TRAINING ----------------------------------------------------------------------------------------
+
+/// What a step computes: the loss to learn from, the model's output, and what to tell about it.
+struct Step {
+  wn::Tensor<float> loss;
+  wn::LanguageOutput<float> out;
+  std::vector<std::pair<std::string, double>> metrics;
+  wn::Index num_tokens = 0;
+};
+using Objective = std::function<Step(const Model& model, wn::Index step)>;
+
+double dropped_fraction(const wn::LanguageOutput<float>& out) {
+  double dropped = 0;
+  for (const auto& routing : out.routings)
+    dropped += routing.dropped_fraction() / double(out.routings.size());
+  return dropped;
+}
+
+/// Trains to the last step, or until Ctrl-C: then it saves, and returns false.
+bool train(const Options& o, const Model& model, const Objective& objective) {
+  const support::RunFiles run{o.out};
+  const std::map<std::string, std::string> notes = {
+      {"steps", std::to_string(o.steps)}, {"task", o.task}, {"batch", std::to_string(o.batch)}};
+  wn::AdamW<float> optimizer(model.parameters(), 0, {0.9, 0.99, 1e-8, o.weight_decay});
+  wn::Schedule schedule;
+  schedule.peak = o.rate, schedule.warmup = o.steps / 10, schedule.total = o.steps;
+  wn::Index first_step = 0;
+  if (o.resume) {
+    const wn::TrainingState state = wn::load_checkpoint(run.model(), model, optimizer);
+    wn::require<wn::ValueError>(state.seed == o.seed && state.notes == notes,
+                                "train_language: --resume must have the --task, --seed, --steps "
+                                "and --batch of the run that it goes on with; got ", o.task, ", ",
+                                o.seed, ", ", o.steps, ", ", o.batch);
+    first_step = state.step;
+    support::cut_metrics(run.metrics(), first_step);
+  }
+  support::JsonLinesFile metrics(run.metrics(), o.resume);
+  const support::Interrupt interrupt;
+  support::ProgressLine progress(first_step, o.steps);
+  for (wn::Index step = first_step; step < o.steps; ++step) {
+    const Step result = objective(model, step);
+    optimizer.zero_grad();
+    wn::total_loss(result.loss, result.out.balance_loss).backward();
+    wn::clip_global_norm(model.parameters(), 1.0);
+    optimizer.set_learning_rate(schedule(step));
+    optimizer.step();
+
+    const double loss = result.loss.item(), balance = result.out.balance_loss.item();
+    const double dropped = dropped_fraction(result.out);
+    support::JsonLine line;
+    line.add("step", step).add("loss", loss).add("balance_loss", balance).add("dropped", dropped);
+    for (const auto& metric : result.metrics) line.add(metric.first, metric.second);
+    metrics.write(line);
+    progress.update(step + 1, loss, balance, dropped, result.num_tokens);
+    if (interrupt.requested() && step + 1 < o.steps) {
+      wn::save_checkpoint(run.model(), model, optimizer, {step + 1, o.seed, notes});
+      progress.note("Stopped after step " + std::to_string(step + 1) + " and saved " +
+                    run.model() + "; go on with --resume.");
+      return false;
+    }
+  }
+  wn::save_checkpoint(run.model(), model, optimizer, {o.steps, o.seed, notes});
+  return true;
+}
+
+std::string percent(double fraction) { return support::fixed(100 * fraction, 2) + " %"; }
+
+void tell(const std::string& what) { std::cout << what << std::endl; }
+
+/// The report: curves of the run, load of the experts in `out`, and the figures of the evaluation.
+/// `metric` is the curve of accuracy, if the task has one.
+void report(const Options& o, const Model& model, const wn::LanguageOutput<float>& out,
+            const std::string& title, const std::string& examples, const std::string& metric,
+            const support::NamedValues& summary) {
+  const support::RunFiles run{o.out};
+  const wn::EncoderConfig& encoder = model.config().encoder;
+  const auto curve = [&](const std::string& field, const std::string& name, int colour) {
+    const support::Curve c = support::read_curve(run.metrics(), field);
+    return support::Series{name, c.step, c.value, colour, true};
+  };
+  support::Report page;
+  page.title = title, page.examples = examples, page.summary = summary;
+  page.subtitle = "One attention, one router and one set of experts, shared by all blocks; each "
+                  "block has LayerNorms of its own.";
+  page.summary.push_back({"parameters", support::grouped(double(model.num_parameters()))});
+  page.configuration = {{"task", o.task},
+                        {"vocabulary V", std::to_string(model.config().vocabulary)},
+                        {"width D", std::to_string(encoder.width)},
+                        {"heads H", std::to_string(encoder.heads)},
+                        {"blocks L", std::to_string(encoder.blocks)},
+                        {"experts E", std::to_string(encoder.experts)},
+                        {"expert width F", std::to_string(encoder.expert_hidden)},
+                        {"tokens T", std::to_string(o.length)},
+                        {"steps", std::to_string(o.steps)},
+                        {"batch B", std::to_string(o.batch)},
+                        {"start", o.start.empty() ? "random weights" : o.start},
+                        {"seed", std::to_string(o.seed)}};
+  page.loss = {curve("loss", "training", 0)};
+  if (!metric.empty()) page.accuracy = {curve(metric, "training", 0)};
+  if (encoder.experts > 0) {
+    page.balance_loss = {curve("balance_loss", "training", 1)};
+    page.dropped = {curve("dropped", "training", 2)};
+  }
+  for (const auto& routing : out.routings) {
+    page.load.emplace_back();
+    for (const std::int32_t load : routing.load.to_vector())
+      page.load.back().push_back(double(load) / double(routing.N * routing.K));
+    page.dropped_per_block.push_back(routing.dropped_fraction());
+  }
+  support::write_report(run.report(), page);
+  tell("Model: " + run.model() + "   Report: " + run.report());
+}
+
+// PRE-TRAINING ------------------------------------------------------------------------------------
+
+constexpr wn::Index num_toy_documents = 6000;
+
+/// The losses of a batch: of hidden words and of the order of segments, added as in ALBERT.
+Step pretraining_step(const Model& model, const support::MaskedBatch& masked,
+                      const wn::LanguageOutput<float>& out) {
+  const auto words = model.masked_logits(out.tokens, masked.places);
+  const auto order = model.order_logits(out.tokens);
+  const auto word_loss = wn::cross_entropy(words, masked.labels);
+  const auto order_loss = wn::cross_entropy(order, masked.order);
+  return {word_loss + order_loss, out,
+          {{"word_loss", word_loss.item()}, {"order_loss", order_loss.item()},
+           {"accuracy", wn::accuracy(words, masked.labels)},
+           {"order_accuracy", wn::accuracy(order, masked.order)}},
+          masked.batch.B * masked.batch.T};
+}
+
+int pretrain(const Options& o) {
+  const support::Tokenizer tokenizer = tokenizer_for(o);
+  const wn::Rng rng(o.seed);
+  const std::vector<support::Document> documents =
+      o.text.empty()
+          ? support::parse_documents(support::toy_text(num_toy_documents, wn::Rng(0)), tokenizer,
+                                     "the toy language")
+          : support::read_documents(o.text, tokenizer);
+  std::vector<support::SegmentPair> pairs =
+      support::segment_pairs(documents, o.length, tokenizer, rng);
+  // The last twentieth is held out; what a batch lacks is filled from before.
+  const std::size_t num_held_out = std::max<std::size_t>(pairs.size() / 20,
+                                                         static_cast<std::size_t>(o.batch));
+  wn::require<wn::ValueError>(
+      pairs.size() >= num_held_out + static_cast<std::size_t>(o.batch),
+      "train_language: the text must give two batches of ", o.batch, " pairs; got ", pairs.size(),
+      " pairs; hint: a longer text, or a smaller --batch or --length");
+  const std::vector<support::SegmentPair> held_out(
+      pairs.end() - static_cast<wn::Index>(num_held_out), pairs.end());
+  pairs.resize(pairs.size() - num_held_out);
+
+  const Model model = model_for(o, tokenizer, 2);
+  tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
+       std::to_string(documents.size()) + " documents, cut into " + std::to_string(pairs.size()) +
+       " pairs of segments.");
+  const support::MaskOptions mask;
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
+    const support::MaskedBatch batch =
+        support::masked_batch_of_step(pairs, o.batch, tokenizer, mask, rng, step);
+    return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step}));
+  });
+  if (!is_finished) return 0;
+
+  const wn::NoGrad no_graph;
+  const wn::Index num_batches = static_cast<wn::Index>(num_held_out) / o.batch;
+  std::map<std::string, double> mean;
+  std::map<std::int32_t, wn::Index> words;
+  wn::Index num_words = 0, most_frequent = 0;
+  wn::LanguageOutput<float> last;
+  for (wn::Index step = 0; step < num_batches; ++step) {
+    const support::MaskedBatch batch = support::masked_batch_of_step(
+        held_out, o.batch, tokenizer, mask, wn::Rng(o.seed + 1), step);
+    last = model.forward(batch.batch);
+    for (const auto& metric : pretraining_step(model, batch, last).metrics)
+      mean[metric.first] += metric.second / double(num_batches);
+    for (const std::int32_t word : batch.labels)
+      most_frequent = std::max(most_frequent, ++words[word]), ++num_words;
+  }
+  const std::string hidden = percent(mean["accuracy"]), order = percent(mean["order_accuracy"]);
+  tell("On text it has not seen: " + hidden + " of the hidden words (always the most frequent one: " +
+       percent(double(most_frequent) / double(num_words)) + "), " + order +
+       " of the orders (chance: 50 %), word loss " + support::fixed(mean["word_loss"], 3) + ".");
+  report(o, model, last, "A WideNet learns a language", "hidden words", "accuracy",
+         {{"hidden words found", hidden}, {"orders found", order}});
+  return 0;
+}
+
+// SENTENCES ---------------------------------------------------------------------------------------
+
+constexpr wn::Index num_toy_training = 6000, num_toy_testing = 1000;
+
+support::SentenceFile sentences(const support::GlueTask& task, const std::string& path) {
+  support::SentenceFile file = support::read_sentences(task, path);
+  for (std::size_t i = 0; i < file.bad_rows.size() && i < 10; ++i)
+    std::cerr << "left out: " << file.bad_rows[i] << '\n';
+  if (file.bad_rows.size() > 10)
+    std::cerr << "left out: " << file.bad_rows.size() - 10 << " more rows of " << path << '\n';
+  return file;
+}
+
+struct Predicted {
+  std::vector<std::int32_t> labels;
+  wn::LanguageOutput<float> last;  // of the last batch
+};
+
+Predicted predict(const Model& model, const std::vector<support::Sequence>& sequences,
+                  wn::Index batch_size, std::int32_t pad) {
+  const wn::NoGrad no_graph;
+  Predicted result;
+  for (std::size_t i = 0; i < sequences.size(); i += static_cast<std::size_t>(batch_size)) {
+    const std::size_t end = std::min(sequences.size(), i + static_cast<std::size_t>(batch_size));
+    const auto begin = sequences.begin() + static_cast<wn::Index>(i);
+    result.last = model.forward(
+        support::batch_of({begin, sequences.begin() + static_cast<wn::Index>(end)}, pad));
+    for (const std::int32_t label : wn::predictions(model.class_logits(result.last.tokens)))
+      result.labels.push_back(label);
+  }
+  return result;
+}
+
+/// Writes index and class of every test sentence, as GLUE wants it.
+void write_predictions(const std::string& path, const std::vector<std::int32_t>& labels,
+                       const std::vector<std::string>& classes) {
+  std::ofstream out(path);
+  out << "index\tprediction\n";
+  for (std::size_t i = 0; i < labels.size(); ++i)
+    out << i << '\t' << classes[static_cast<std::size_t>(labels[i])] << '\n';
+  out.flush();
+  wn::require<wn::IoError>(out.good(), "train_language: ", path,
+                           ": must be writable; got: a failed write");
+}
+
+int classify(const Options& o) {
+  const bool is_toy = o.task == "toy";
+  const support::Tokenizer tokenizer = tokenizer_for(o);
+  support::GlueTask task;
+  std::vector<support::SentenceExample> training, testing;
+  if (is_toy) {
+    task.classes = {"fine", "agreement", "topic"};
+    training = support::toy_examples(num_toy_training, wn::Rng(1));
+    testing = support::toy_examples(num_toy_testing, wn::Rng(2));
+  } else {
+    task = support::glue_task(o.task);
+    training = sentences(task, o.training).examples;
+    testing = sentences(task, o.testing).examples;
+    for (const support::SentenceExample& example : training)
+      wn::require<wn::IoError>(example.label >= 0, "train_language: ", o.training,
+                               ": training examples must have labels; got a file without");
+  }
+  std::vector<support::Sequence> inputs, test_inputs;
+  std::vector<std::int32_t> test_labels;
+  for (const support::SentenceExample& e : training)
+    inputs.push_back(support::encode(tokenizer, e.first, e.second, o.length));
+  for (const support::SentenceExample& e : testing) {
+    test_inputs.push_back(support::encode(tokenizer, e.first, e.second, o.length));
+    test_labels.push_back(e.label);
+  }
+
+  const wn::Rng rng(o.seed);
+  const Model model = model_for(o, tokenizer, static_cast<wn::Index>(task.classes.size()));
+  tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
+       std::to_string(training.size()) + " sentences in " + std::to_string(task.classes.size()) +
+       " classes.");
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
+    std::vector<support::Sequence> chosen;
+    std::vector<std::int32_t> labels;
+    for (const std::size_t i : support::examples_of_step(inputs.size(), o.batch, rng, step)) {
+      chosen.push_back(inputs[i]);
+      labels.push_back(training[i].label);
+    }
+    const wn::TokenBatch batch = support::batch_of(chosen, tokenizer.pad);
+    const auto out = m.forward(batch, wn::Training{rng, step});
+    const auto logits = m.class_logits(out.tokens);
+    return Step{wn::cross_entropy(logits, labels), out,
+                {{"accuracy", wn::accuracy(logits, labels)}}, batch.B * batch.T};
+  });
+  if (!is_finished) return 0;
+
+  const Predicted predicted = predict(model, test_inputs, o.batch, tokenizer.pad);
+  write_predictions(o.out + "/predictions.tsv", predicted.labels, task.classes);
+  support::NamedValues summary;
+  if (test_labels[0] >= 0) {
+    wn::Index hits = 0;
+    for (std::size_t i = 0; i < test_labels.size(); ++i)
+      hits += predicted.labels[i] == test_labels[i] ? 1 : 0;
+    const std::string accuracy = percent(double(hits) / double(test_labels.size()));
+    const std::string majority = percent(support::majority_accuracy(training, testing));
+    const std::string bag = percent(support::naive_bayes_accuracy(training, testing, 1));
+    tell(accuracy + " of " + std::to_string(test_labels.size()) +
+         " test sentences are classified right (the most frequent class: " + majority +
+         ", a bag of words: " + bag + ").");
+    summary = {{"test accuracy", accuracy}, {"most frequent class", majority},
+               {"bag of words", bag}};
+    if (o.task == "cola") {
+      const std::string phi =
+          support::fixed(support::matthews_correlation(predicted.labels, test_labels), 3);
+      tell("Matthews' correlation: " + phi + ".");
+      summary.insert(summary.begin(), {"Matthews' correlation", phi});
+    }
+  } else {
+    tell(o.testing + " has no labels: see " + o.out + "/predictions.tsv.");
+  }
+  report(o, model, predicted.last, "A WideNet judges sentences", "sentences", "accuracy", summary);
+  return 0;
+}
+
+// QUESTIONS ---------------------------------------------------------------------------------------
+
+support::SquadData questions(const std::string& path) {
+  support::SquadData data = support::read_squad(path);
+  for (const std::string& bad : data.bad_questions) std::cerr << "left out: " << bad << '\n';
+  return data;
+}
+
+/// The mean cross entropy of the first and of the last tokens of the answers, over T tokens each.
+///
+///   Shapes    logits (B, T, 2), B places of first and of last tokens  ->  a scalar
+wn::Tensor<float> span_loss(const wn::Tensor<float>& logits,
+                            const std::vector<std::int32_t>& first_and_last) {
+  const wn::Index B = logits.shape()[0], T = logits.shape()[1];
+  std::vector<std::int32_t> order;  // (B, T, 2) -> (B, 2, T)
+  for (wn::Index b = 0; b < B; ++b)
+    for (wn::Index which = 0; which < 2; ++which)
+      for (wn::Index t = 0; t < T; ++t)
+        order.push_back(static_cast<std::int32_t>((b * T + t) * 2 + which));
+  const auto rows = wn::embedding(order, logits.reshaped({B * T * 2, 1})).reshaped({B * 2, T});
+  return wn::cross_entropy(rows, first_and_last);
+}
+
+int answer(const Options& o) {
+  const support::Tokenizer tokenizer = tokenizer_for(o);
+  const support::SquadData training = questions(o.training), testing = questions(o.testing);
+  support::SquadOptions options;
+  options.max_tokens = o.length, options.stride = o.stride;
+  options.question_tokens = std::min<wn::Index>(options.question_tokens, o.length / 2);
+  std::vector<support::SquadWindow> windows;
+  for (std::size_t q = 0; q < training.questions.size(); ++q)
+    for (support::SquadWindow& window : support::squad_windows(training, q, tokenizer, options)) {
+      window.pieces = {}, window.is_best = {};  // training does without
+      windows.push_back(std::move(window));
+    }
+  bool may_be_impossible = false;
+  for (const support::SquadQuestion& question : testing.questions)
+    may_be_impossible = may_be_impossible || question.answers.empty();
+
+  const wn::Rng rng(o.seed);
+  const Model model = model_for(o, tokenizer, 2);
+  tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
+       std::to_string(training.questions.size()) + " questions in " +
+       std::to_string(windows.size()) + " windows.");
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
+    std::vector<support::Sequence> chosen;
+    std::vector<std::int32_t> places;
+    for (const std::size_t i : support::examples_of_step(windows.size(), o.batch, rng, step)) {
+      chosen.push_back(windows[i].sequence);
+      places.push_back(static_cast<std::int32_t>(windows[i].answer_first));
+      places.push_back(static_cast<std::int32_t>(windows[i].answer_last));
+    }
+    const wn::TokenBatch batch = support::batch_of(chosen, tokenizer.pad);
+    const auto out = m.forward(batch, wn::Training{rng, step});
+    return Step{span_loss(m.span_logits(out.tokens), places), out, {}, batch.B * batch.T};
+  });
+  if (!is_finished) return 0;
+
+  const wn::NoGrad no_graph;
+  std::map<std::string, std::string> predictions;
+  wn::LanguageOutput<float> last;
+  support::JsonLine json;
+  for (std::size_t q = 0; q < testing.questions.size(); ++q) {
+    const auto parts = support::squad_windows(testing, q, tokenizer, options);
+    std::vector<support::SpanLogits> logits;
+    for (const support::SquadWindow& part : parts) {
+      last = model.forward(support::batch_of({part.sequence}, tokenizer.pad));
+      const std::vector<float> values = model.span_logits(last.tokens).to_vector();
+      logits.emplace_back();
+      for (std::size_t t = 0; t < values.size(); t += 2) {
+        logits.back().first.push_back(values[t]);
+        logits.back().last.push_back(values[t + 1]);
+      }
+    }
+    const std::string& id = testing.questions[q].id;
+    predictions[id] =
+        support::best_answer(testing, parts, logits, options, may_be_impossible).text;
+    json.add(id, predictions[id]);
+  }
+  support::JsonLinesFile(o.out + "/predictions.json", false).write(json);
+  const support::SquadScores scores = support::squad_scores(testing, predictions);
+  const std::string exact = support::fixed(scores.exact, 2), f1 = support::fixed(scores.f1, 2);
+  tell("Of " + std::to_string(scores.count) + " questions: exact match " + exact + ", F1 " + f1 +
+       (may_be_impossible ? "; without an answer: " + support::fixed(scores.impossible_exact, 2)
+                          : "") + ".");
+  report(o, model, last, "A WideNet answers questions", "questions", "",
+         {{"F1", f1}, {"exact match", exact}});
+  return 0;
+}
+
+int run(const Options& o) {
+  const bool needs_files = o.task != "pretrain" && o.task != "toy";
+  wn::require<wn::ValueError>(needs_files == !o.training.empty() &&
+                                  needs_files == !o.testing.empty(),
+                              "train_language: --train and --test must be given for sst2, mnli, "
+                              "cola and squad, and for no other task; got \"", o.training, "\", \"",
+                              o.testing, "\" for ", o.task);
+  wn::require<wn::ValueError>(o.text.empty() || o.task == "pretrain",
+                              "train_language: --text must be for the task pretrain; got ", o.task);
+  std::filesystem::create_directories(o.out);
+  if (o.task == "pretrain") return pretrain(o);
+  return o.task == "squad" ? answer(o) : classify(o);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Options options;
+    const support::CommandLine line = command_line(options);
+    if (line.parse(argc, argv)) return run(options);
+    std::cout << line.usage();
+    return 0;
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << std::endl;
+    return 1;
+  }
+}
