@@ -12,57 +12,20 @@
 //   --load FILE        the weights and the batch that the PyTorch peer exported
 
 #include "configs.hpp"
+#include "measure.hpp"
 #include "peak.hpp"
 #include "widenet.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <string>
 #include <vector>
-#ifdef _OPENMP
-#  include <omp.h>
-#endif
-#ifdef __GLIBC__
-#  include <malloc.h>
-#endif
 
 namespace {
 
 using namespace bench;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const std::size_t n = values.size();
-  return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
-
-/// VmRSS (resident now) or VmHWM (its highest value) of this process; 0 where there is no /proc.
-double memory_mb(const std::string& field) {
-  std::ifstream status("/proc/self/status");
-  for (std::string word; status >> word;)
-    if (word == field + ":") {
-      double kilobytes = 0;
-      status >> kilobytes;
-      return kilobytes / 1024;
-    }
-  return 0;
-}
-
-/// Forgets how much memory reading a file took.
-void restart_memory_peak() {
-#ifdef __GLIBC__
-  malloc_trim(0);
-#endif
-  std::ofstream("/proc/self/clear_refs") << 5;
-}
 
 struct Options {
   int threads = 1;
@@ -226,12 +189,6 @@ void set(Config& config, const std::string& assignment) {
   else if (name == "recompute") set_recompute(e, config.recomputes = value != 0, 0);
   else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden, recompute; "
                         "got ", name);
-}
-
-void use_threads([[maybe_unused]] int threads) {
-#ifdef _OPENMP
-  omp_set_num_threads(threads);
-#endif
 }
 
 int run(int argc, char** argv) {
