@@ -2,6 +2,10 @@
 
   bench_torch.py [--configs digits1,mnist] [--threads 1,2] [--rounds 5] [--forms eager,parts] ...
 
+Before a configuration is timed, the peer exports a step: weights, batch, noise, and what it computes
+from them. Our program repeats the step; if routing, loss or a gradient differ, the configuration is
+not timed. The timings of both sides start from these weights and this batch.
+
 Every round runs our program and then each form of the peer, which stays loaded (and compiled) in a
 process of its own and waits. Prints a Markdown table and writes all readings as JSON. A reading
 counts when the FMA peak beside it is at least 0.87 of the best peak seen with as many threads: the
@@ -18,6 +22,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CONFIGS = ["digits1", "digits2", "mnist", "mlm", "cifar", "wideB"]
+PEER = HERE / "peer_torch.py"
 FORMS = {
     "eager": ["--compile", "none"],
     "parts": ["--compile", "parts"],
@@ -40,8 +45,9 @@ class Peer:
     """One form of the peer in a process of its own; it works only while it is asked to."""
 
     def __init__(self, options, config, threads, form):
-        command = [options.python, str(HERE / "peer_torch.py"), "serve", config, str(threads)]
-        self.process = subprocess.Popen(command + FORMS[form], env=environment(threads), text=True,
+        command = [options.python, str(PEER), "serve", config, str(threads)]
+        command += ["--load", str(export_path(options, config))] + FORMS[form]
+        self.process = subprocess.Popen(command, env=environment(threads), text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.answer()
 
@@ -62,15 +68,34 @@ class Peer:
         self.process.wait()
 
 
+def export_path(options, config):
+    return pathlib.Path(options.exports) / f"{config}.safetensors"
+
+
+def agreement(options, config):
+    """Whether both sides compute the same step -> (bool, what train_step says of it).
+
+    Rounding may decide a choice that is very close; then weights of another seed are tried."""
+    file, said = str(export_path(options, config)), "train_step failed"
+    for seed in range(1, 4):
+        export = [options.python, str(PEER), "export", config, options.exports, "--seed", str(seed)]
+        if subprocess.run(export, env=environment(2), stdout=subprocess.DEVNULL).returncode != 0:
+            return False, "the peer cannot export it"
+        comparison = options.program.split() + [config, "2", "--compare", file]
+        run = subprocess.run(comparison, env=environment(2), text=True, stdout=subprocess.PIPE)
+        said = (run.stdout.strip().splitlines() or [said])[-1].strip()
+        if run.returncode == 0:
+            return True, said
+        note(f"seed {seed}:\n{run.stdout}")
+    return False, said
+
+
 def run_ours(options, config, threads):
-    command = options.program.split() + [config, str(threads)]
+    command = options.program.split() + [config, str(threads), "--seconds", str(options.seconds)]
+    command += ["--load", str(export_path(options, config))]
     run = subprocess.run(command, env=environment(threads), text=True, stdout=subprocess.PIPE,
                          check=True)
-    reading = json.loads(run.stdout.strip().splitlines()[-1])
-    if "peak_gflops" not in reading:
-        rate = reading["gflop"] / (reading["ms"] * 1e-3)
-        reading["peak_gflops"] = 100 * rate / reading["percent_of_peak"]
-    return reading
+    return json.loads(run.stdout.strip().splitlines()[-1])
 
 
 def measure(options, config, threads):
@@ -187,15 +212,22 @@ def main():
     parser.add_argument("--forms", default="eager,parts", help=", ".join(FORMS))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each peer, per round")
+    parser.add_argument("--exports", default=str(ROOT / "build" / "bench" / "exports"))
     parser.add_argument("--json", default=str(ROOT / "build" / "bench" / "torch.json"))
     options = parser.parse_args()
     options.forms = options.forms.split(",")
 
     entries = []
     for config in options.configs.split(","):
+        agrees, verdict = agreement(options, config)
+        note(config, verdict)
+        if not agrees:
+            note(config, "is not timed: both sides must compute the same step")
+            continue
         for threads in map(int, options.threads.split(",")):
             readings = measure(options, config, threads)
-            entries.append(dict(config=config, threads=threads, readings=readings))
+            entries.append(dict(config=config, threads=threads, agreement=verdict,
+                                readings=readings))
     for threads in {e["threads"] for e in entries}:
         same = [e for e in entries if e["threads"] == threads]
         best = max(r["peak_gflops"] for e in same for rows in e["readings"].values() for r in rows)

@@ -7,9 +7,10 @@
                                                  into the first step, and everything it computes
 
 CONFIG is digits1, digits2, mnist, cifar, mlm or wideB; a step is forward, backward and AdamW in
-fp32. All start from the same weights and the same batch, which depend on --seed and --moe alone.
-Needs torch; `export` needs safetensors too; the peak is read through a small library that g++ makes
-from peak.hpp.
+fp32. With --load FILE every measurement starts from the weights and the batch of an export, in
+every form of the peer, as train_step does with the same option; without it they depend on --seed
+and --moe. Needs torch and safetensors; the peak is read through a small library that g++ makes from
+peak.hpp.
 """
 import argparse
 import ctypes
@@ -24,6 +25,8 @@ import time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 BUILD = HERE.parent.parent / "build" / "bench"
@@ -41,13 +44,14 @@ CONFIGS = {
                   classes=10),
     "cifar": dict(VISION, image=32, channels=3, P=4, D=192, H=6, F=768, L=12, E=8, K=2, B=64,
                   classes=10),
-    "mlm": dict(MASKED, T=128, V=8192, embedding=64, D=256, H=4, F=1024, L=6, E=4, K=2, B=16,
-                predictions=20),
+    "mlm": dict(MASKED, T=128, V=8192, types=2, embedding=64, D=256, H=4, F=1024, L=6, E=4, K=2,
+                B=16, predictions=20),
     "wideB": dict(VISION, image=224, channels=3, P=16, D=768, H=12, F=3072, L=12, E=4, K=2, B=4,
                   classes=1000),
 }
 EPS = 1e-6
 BALANCE = 0.01
+LEARNING_RATE = 1e-5  # so small that no routing changes much while it is timed
 
 
 def tokens_per_sequence(c):
@@ -217,12 +221,16 @@ class WideNet(nn.Module):
             self.cls_token = nn.Parameter(torch.empty(d))
             self.head = nn.Linear(d, c["classes"])
         else:
+            # The frontend of ALBERT: three narrow embeddings, LayerNorm, a projection to width D.
             self.word = nn.Embedding(c["V"], c["embedding"])
+            self.token_type = nn.Embedding(c["types"], c["embedding"])
+            self.embedding_norm = nn.LayerNorm(c["embedding"], EPS)
             self.projection = nn.Linear(c["embedding"], d)
             self.transform = nn.Linear(d, c["embedding"])
             self.transform_norm = nn.LayerNorm(c["embedding"], EPS)
             self.decoder_bias = nn.Parameter(torch.empty(c["V"]))
-        self.position = nn.Parameter(torch.empty(tokens_per_sequence(c), d))
+        position_width = d if c["kind"] == "vision" else c["embedding"]
+        self.position = nn.Parameter(torch.empty(tokens_per_sequence(c), position_width))
         self.attention = Attention(c, attention)
         self.moe = MixtureOfExperts(c, moe)
         self.norm1 = nn.ModuleList([nn.LayerNorm(d, EPS) for _ in range(c["L"])])
@@ -236,7 +244,8 @@ class WideNet(nn.Module):
         N(0, 0.02^2), around one for LayerNorm weights: zeros and ones would hide mistakes."""
         for name, parameter in self.named_parameters():
             fan_in = parameter.shape[1] if parameter.dim() > 1 else 1
-            is_narrow = fan_in == 1 or name in ("position", "word.weight", "moe.router.weight")
+            is_narrow = fan_in == 1 or name in ("position", "word.weight", "token_type.weight",
+                                                "moe.router.weight")
             parameter.normal_(0.0, 0.02 if is_narrow else fan_in ** -0.5)
             if "norm" in name and name.endswith("weight"):
                 parameter.add_(1.0)
@@ -251,10 +260,10 @@ class WideNet(nn.Module):
             # Inside of a patch the order is y, x, channel.
             x = inputs.view(-1, c["channels"], n, p, n, p).permute(0, 2, 4, 3, 5, 1)
             x = self.patch(x.reshape(-1, n * n, p * p * c["channels"]))
-            x = torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], 1, -1), x], 1) + self.position
         else:
-            x = self.projection(self.word(inputs))
-        x = x + self.position
+            x = self.word(inputs) + self.position + self.token_type(torch.zeros_like(inputs))
+            x = self.projection(self.embedding_norm(x))
         balance, loads, experts = 0.0, [], []
         for norm1, norm2, block_noise in zip(self.norm1, self.norm2, noise or [None] * c["L"]):
             x, y, gates, chosen, load, block_balance = self.attend_and_route(
@@ -356,14 +365,31 @@ class Peer:
                 model.moe.run_rows = torch.compile(model.moe.run_rows, dynamic=True)
             else:
                 model.moe.run_batched = torch.compile(model.moe.run_batched, dynamic=False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, weight_decay=0.05,
-                                           **{options.optimizer: True})
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE,
+                                           weight_decay=0.05, **{options.optimizer: True})
         self.inputs, self.predicted, self.labels = make_batch(c)
+        self.start()
         started = time.perf_counter()
         for _ in range(3):
             self.step()
         self.warm_up_seconds = time.perf_counter() - started
         self.highest_mb = memory_mb("VmHWM")
+        restart_memory_peak()
+
+    def start(self):
+        """Back to the exported weights and batch, if there are any, and to a fresh optimiser."""
+        if not self.options.load:
+            return
+        with safe_open(self.options.load, "pt") as file:
+            for name, view in common_names(self.model, lambda parameter: parameter).items():
+                view.copy_(file.get_tensor(name))
+            self.labels = file.get_tensor("labels").long()
+            if self.c["kind"] == "vision":
+                self.inputs = file.get_tensor("images").clone()
+            else:
+                self.inputs = file.get_tensor("words").long()
+                self.predicted = file.get_tensor("predicted").long()
+        self.optimizer.state.clear()
         restart_memory_peak()
 
     def step(self):
@@ -378,6 +404,7 @@ class Peer:
         """At least three steps, at least `seconds`; the peak is read on both sides of each. One
         step more, before them, brings the caches back after a pause."""
         c, threads = self.c, self.options.threads
+        self.start()
         self.step()
         times, peaks, kept = [], [self.peak(threads)], []
         started = time.perf_counter()
@@ -410,13 +437,13 @@ class Peer:
 
 
 def common_names(model, value):
-    """The tensors under the names and layouts of checkpoints: matrices (in, out).
+    """Views under the names and in the layouts of checkpoints: matrices (in, out).
 
     `value` gives what to take of a parameter: itself, or its gradient."""
     c, named = model.c, {}
 
     def put(name, tensor):
-        named[name] = tensor.detach().clone().contiguous()
+        named[name] = tensor.detach()
 
     def put_linear(name, linear):
         put(name + ".weight", value(linear.weight).t())
@@ -434,6 +461,8 @@ def common_names(model, value):
     else:
         put("embeddings.word.weight", value(model.word.weight))
         put("embeddings.position.weight", value(model.position))
+        put("embeddings.type.weight", value(model.token_type.weight))
+        put_norm("embeddings.norm", model.embedding_norm)
         put_linear("embeddings.projection", model.projection)
         put_linear("mlm.transform", model.transform)
         put_norm("mlm.norm", model.transform_norm)
@@ -462,8 +491,6 @@ def common_names(model, value):
 
 
 def export(options):
-    from safetensors.torch import save_file
-
     c = CONFIGS[options.config]
     torch.manual_seed(options.seed)
     model = WideNet(c, options.moe, options.attention)
@@ -493,6 +520,8 @@ def export(options):
         tensors["grad." + name] = gradient
     directory = pathlib.Path(options.directory)
     directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format)
+               for name, tensor in tensors.items()}
     path = directory / f"{options.config}.safetensors"
     facts = {name: str(entry) for name, entry in c.items()}
     facts.update(capacity=str(capacity(c)), eps=str(EPS), balance_weight=str(BALANCE),
@@ -515,6 +544,7 @@ def main():
     parser.add_argument("--optimizer", choices=["fused", "foreach"], default="fused")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--load", help="an export, whose weights and batch are taken")
     options = parser.parse_args()
     if options.command == "export":
         options.directory = options.argument
