@@ -3841,7 +3841,8 @@ struct EncoderConfig {
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
   double dropout = 0;
-  bool recompute_blocks = false;  // keep the input of each block only, and run it again in backward
+  bool recompute_blocks = false;  // keep the input of each block only, run it again in backward; a
+                                  // checkpoint does not mention this
   Conventions conventions;
 
   Index num_moe_blocks() const { return experts == 0 ? 0 : moe_blocks < 0 ? blocks : moe_blocks; }
@@ -5492,7 +5493,6 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
   visit("routes_padding", c.routes_padding);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
-  visit("recompute_blocks", c.recompute_blocks);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("router_noise", c.conventions.noise,
         {"none", "one_over_experts", "one_over_experts_squared"});

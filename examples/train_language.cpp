@@ -294,8 +294,8 @@ int pretrain(const Options& o) {
       most_frequent = std::max(most_frequent, ++words[word]), ++num_words;
   }
   const std::string hidden = percent(mean["accuracy"]), order = percent(mean["order_accuracy"]);
-  tell("On text it has not seen: " + hidden + " of the hidden words (always the most frequent one: " +
-       percent(double(most_frequent) / double(num_words)) + "), " + order +
+  tell("On text it has not seen: " + hidden + " of the hidden words (always the most frequent " +
+       "one: " + percent(double(most_frequent) / double(num_words)) + "), " + order +
        " of the orders (chance: 50 %), word loss " + support::fixed(mean["word_loss"], 3) + ".");
   report(o, model, last, "A WideNet learns a language", "hidden words", "accuracy",
          {{"hidden words found", hidden}, {"orders found", order}});

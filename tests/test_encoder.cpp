@@ -561,7 +561,9 @@ std::vector<T> step_of(EncoderConfig c, bool recomputes, bool uses_tokens, bool 
   else if (uses_balance) loss = loss + 0.5 * out.balance_loss;
   loss.backward();
   std::vector<T> all = out.tokens.to_vector();
-  const auto append = [&all](const std::vector<T>& v) { all.insert(all.end(), v.begin(), v.end()); };
+  const auto append = [&all](const std::vector<T>& values) {
+    all.insert(all.end(), values.begin(), values.end());
+  };
   append(out.balance_loss.to_vector());
   append(x.gradient().to_vector());
   for (const Parameter<T>& p : model.parameters.list()) append(p.tensor.gradient().to_vector());
@@ -579,10 +581,10 @@ TEST_CASE("encoder: blocks that are run again in backward leave the same bits") 
   configs[6].share_layer_norm = true;
   for (const EncoderConfig& c : configs) {
     INFO("configuration ", &c - configs.data());
-    for (const auto& uses : {std::pair(true, true), std::pair(true, false), std::pair(false, true)}) {
-      if (c.experts == 0 && !uses.first) continue;
-      CHECK(check::same_bits(step_of<float>(c, true, uses.first, uses.second),
-                             step_of<float>(c, false, uses.first, uses.second)));
+    for (const auto& [tokens, balance] : {std::pair(true, true), {true, false}, {false, true}}) {
+      if (c.experts == 0 && !tokens) continue;
+      CHECK(check::same_bits(step_of<float>(c, true, tokens, balance),
+                             step_of<float>(c, false, tokens, balance)));
     }
   }
   const std::vector<std::uint8_t> mask = {1, 1, 1, 0, 0, 1, 1, 1, 1, 0};
