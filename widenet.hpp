@@ -1481,12 +1481,13 @@ void multiply_all(Index n, const Product<T>& like, const std::int32_t* count, co
     return total;
   };
   Index threads = 1;
+  const Index work = sum([&](Index M, Index K) { return M * like.N * (K + 8); });
 #ifdef _OPENMP
   // Our own choice: below 2^19 multiplications, some 10 microseconds of one core, wake no others.
-  const Index work = sum([&](Index M, Index K) { return M * like.N * (K + 8); });
   if (work >= Index{1} << 19 && !omp_in_parallel()) threads = omp_get_max_threads();
 #endif
-  // Large blocks read their operands less often, small ones keep all threads busy to the end.
+  // Large blocks read their operands less often, small ones keep all threads busy to the end. The
+  // sums of A^T are long: cutting columns before rows packs less.
   Index height = WIDENET_EIGEN ? 64 : max_height, width = max_width<T>;
   const auto num_rows = [&](Index M) { return (M + height - 1) / height; };
   const auto num_columns = [&] { return (like.N + width - 1) / width; };
@@ -1494,8 +1495,14 @@ void multiply_all(Index n, const Product<T>& like, const std::int32_t* count, co
     return sum([&](Index M, Index) { return num_rows(M) * num_columns(); });
   };
   if (!WIDENET_EIGEN && threads > 1) {
-    while (height > 30 && num_blocks() < 2 * threads) height /= 2;
-    while (width > 32 && num_blocks() < 2 * threads) width /= 2;
+    const Index wanted = threads * (count || work >= Index{1} << 24 ? 4 : 1);
+    const auto is_uneven = [&] {
+      return num_blocks() < wanted || (!count && num_blocks() % threads != 0);
+    };
+    while (like.transpose_a && width > 64 && is_uneven()) width /= 2;
+    for (Index parts = 2; like.M / parts >= 24 && is_uneven(); ++parts)
+      height = (like.M + parts - 1) / parts;
+    while (width > 32 && is_uneven()) width /= 2;
   }
   const Index end = num_blocks();
   if (end == 0) return;
