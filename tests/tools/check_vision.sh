@@ -45,6 +45,11 @@ said ten "learns from 40 images of 10 classes."
 said ten "100.00 % of 2 test images"
 works hundred --data "$folder/hundred" --batch 4
 said hundred "learns from 8 images of 100 classes."
+works tuned --recipe cifar10_finetune --start "$folder/ten/model.safetensors" \
+  --data "$folder/hundred" --batch 4
+said tuned "learns from 8 images of 100 classes."
+fails grey --start "$folder/ten/model.safetensors"
+said grey "--start must be a model for images of 1 channels; got 3"
 
 tests/tools/check_resume.sh train_vision --held-out 200 --optimizer lamb --rate 0.02 \
   --micro-batches 4 --mixup --flip --randaugment 2 --dropout 0.1 --save-every 7 || exit 1
@@ -52,7 +57,7 @@ tests/tools/check_resume.sh train_vision --held-out 200 --optimizer lamb --rate 
 ${RUN:-} build/examples/train_vision --help > "$folder/help.txt" || fail "--help fails"
 said help "--preset"
 fails preset --preset vit
-said preset "must be one of toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h; got vit"
+said preset "must be one of toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h"
 fails recipe --recipe none
 said recipe "must be one of toy imagenet cifar10_finetune cifar10_scratch; got none"
 fails parts --micro-batches 3
