@@ -107,6 +107,9 @@ check-examples: $(example_programs)  ## run the examples and compare what they p
 check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
 	+@RUN="$(RUN)" tests/tools/check_demo.sh
 
+check-vision: build/examples/train_vision  ## train_vision: every preset and recipe, CIFAR, errors
+	+@RUN="$(RUN)" tests/tools/check_vision.sh
+
 check-language: build/examples/train_language  ## train_language on small files of every kind
 	+@RUN="$(RUN)" tests/tools/check_language.sh
 
@@ -224,6 +227,7 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples check-demo check-language expected sanitize \
+.PHONY: demo test test-slow test-all check-examples check-demo check-vision \
+        check-language expected sanitize \
         lint format bench bench-torch cuda test-cuda install test-install clean help FORCE \
         need-basics need-tests need-sanitize need-install need-bench need-lint need-cuda

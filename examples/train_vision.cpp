@@ -49,7 +49,7 @@ support::VisionRecipe toy_recipe() {
 struct Options {
   support::VisionRecipe recipe = toy_recipe();
   std::string data = "data/digits", out = "build/train_vision";
-  std::string recipe_name = "toy", preset = "widenet_b", optimizer, decay;
+  std::string recipe_name = "toy", preset = "widenet_b", start, optimizer, decay;
   bool paper_size = false, no_sharing = false, share_layer_norm = false, resume = false;
   Index classes = 10, side = 0, patch = 0, held_out = 0;
   Index blocks = 0, hidden = 0, experts = 0, top_k = 0, moe_blocks = 0, groups = 0;
@@ -83,6 +83,7 @@ support::CommandLine command_line(Options& o) {
       .add("--held-out", o.held_out, "test on so many of the training images instead", 0)
       .add("--out", o.out, "folder for model, metrics and report")
       .add("--preset", o.preset, "which model")
+      .add("--start", o.start, "start from this model.safetensors instead; its classifier is new")
       .add("--paper-size", o.paper_size, "as in the paper; else a sixteenth as wide")
       .add("--image", o.side, "side that images are resized to", 0)
       .add("--patch", o.patch, "side of a patch", 0)
@@ -150,8 +151,31 @@ wn::VisionConfig config_of(const Options& o, const support::ImageSet& data) {
   if (o.no_sharing) e.share_attention = e.share_router = e.share_experts = false;
   e.share_layer_norm = e.share_layer_norm || o.share_layer_norm;
   e.dropout = o.recipe.dropout;
-  wn::count_parameters(c);  // throws if it names no model
   return c;
+}
+
+/// A new model, or with --start the weights of another, which may have been made for other classes:
+/// then the classifier is new.
+wn::VisionModel<float> model_for(const Options& o, const support::ImageSet& data) {
+  const wn::Rng rng(o.seed);
+  if (o.start.empty()) return wn::VisionModel<float>(config_of(o, data), rng);
+  const wn::VisionModel<float> start = wn::load_vision_model<float>(o.start);
+  wn::VisionConfig config = start.config();
+  wn::require<wn::ValueError>(config.channels == data.channels,
+                              "train_vision: --start must be a model for images of ",
+                              data.channels, " channels; got ", config.channels);
+  config.classes = data.classes, config.encoder.dropout = o.recipe.dropout;
+  const wn::VisionModel<float> model(config, rng);
+  for (std::size_t i = 0; i < model.parameters().size(); ++i) {
+    const wn::Parameter<float>& parameter = model.parameters()[i];
+    if (parameter.name.compare(0, 5, "head.") != 0)
+      parameter.tensor.value().assign(start.parameters()[i].tensor.to_vector());
+  }
+  return model;
+}
+
+std::string name_of(const Options& o) {
+  return !o.start.empty() ? o.start : o.paper_size ? o.preset : o.preset + " at toy size";
 }
 
 /// One of the three optimisers, behind what they share.
@@ -184,8 +208,8 @@ std::string fingerprint(const Options& o, Index steps) {
   const support::VisionRecipe& r = o.recipe;
   const support::Augmentation& a = r.augmentation;
   return support::JsonLine()
-      .add("data", o.data).add("held_out", o.held_out).add("steps", steps).add("epochs", r.epochs)
-      .add("warmup_epochs", r.warmup_epochs).add("batch", r.batch)
+      .add("start", o.start).add("data", o.data).add("held_out", o.held_out).add("steps", steps)
+      .add("epochs", r.epochs).add("warmup_epochs", r.warmup_epochs).add("batch", r.batch)
       .add("micro_batches", o.micro_batches).add("optimizer", o.optimizer)
       .add("rate", r.learning_rate).add("end_rate", r.end_rate).add("decay", o.decay)
       .add("weight_decay", r.weight_decay).add("momentum", r.momentum).add("clip", r.clip_norm)
@@ -249,12 +273,12 @@ struct Trained {
   double seconds = 0;
 };
 
-Trained train(const Options& o, const wn::VisionConfig& config, const support::ImageSet& data,
+Trained train(const Options& o, const wn::VisionModel<float>& model, const support::ImageSet& data,
               const support::RunFiles& run) {
   const wn::Rng rng(o.seed);
+  const wn::VisionConfig& config = model.config();
   const support::VisionRecipe& r = o.recipe;
-  Trained result{wn::VisionModel<float>(config, rng)};
-  const wn::VisionModel<float>& model = result.model;
+  Trained result{model};
   result.steps = o.steps > 0 ? o.steps : r.epochs * (data.count / r.batch);
   const Index steps = result.steps;
   wn::require<wn::ValueError>(steps > 0, "train_vision: there must be a step; got ", r.epochs,
@@ -334,7 +358,7 @@ void write_report(const support::RunFiles& run, const Options& o, const Trained&
   const wn::VisionConfig& config = trained.model.config();
   const char* const part = o.held_out > 0 ? "validation" : "test";
   support::Report report;
-  report.title = o.preset + (o.paper_size ? "" : " at toy size");
+  report.title = name_of(o);
   report.subtitle = "Trained on " + o.data + " with the recipe \"" + o.recipe.name + "\".";
   report.images_title = "Test images";
   report.summary = {{std::string(part) + " accuracy", support::percent(result.accuracy(), 2)},
@@ -371,13 +395,12 @@ int run(const Options& o) {
   const support::ImageSet testing = o.held_out > 0
                                         ? support::split_off(training, o.held_out)
                                         : support::load_image_set(o.data, "test", o.classes);
-  const wn::VisionConfig config = config_of(o, training);
-  std::cout << o.preset << (o.paper_size ? "" : " at toy size") << " with "
-            << wn::count_parameters(config) << " parameters learns from " << training.count
-            << " images of " << training.classes << " classes." << std::endl;
+  const wn::VisionModel<float> model = model_for(o, training);
+  std::cout << name_of(o) << " with " << model.num_parameters() << " parameters learns from "
+            << training.count << " images of " << training.classes << " classes." << std::endl;
   const support::RunFiles files{o.out};
   std::filesystem::create_directories(files.folder);
-  const Trained trained = train(o, config, training, files);
+  const Trained trained = train(o, model, training, files);
   if (!trained.is_finished) return 0;
   const support::Evaluation result = evaluate(trained.model, testing);
   write_report(files, o, trained, result);

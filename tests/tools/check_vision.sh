@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Runs train_vision: every preset at toy size, every recipe, small files of CIFAR; a run that is
+# interrupted and resumed must end with the same bits; what is wrong with options must be said.
+set -u
+
+folder=build/check_vision
+rm -rf "$folder"
+mkdir -p "$folder/ten" "$folder/hundred"
+fail() { echo "FAILED  train_vision: $*"; exit 1; }
+
+vision() {
+  local out=$1
+  shift
+  ${RUN:-} build/examples/train_vision --out "$folder/$out" --batch 16 --steps 3 "$@" \
+    > "$folder/$out.txt" 2>&1
+}
+said() {
+  grep -qF -- "$2" "$folder/$1.txt" || fail "$1 does not say \"$2\": $(cat "$folder/$1.txt")"
+}
+works() { vision "$@" || fail "$1 ends with an error: $(tail -n 3 "$folder/$1.txt")"; }
+fails() { vision "$@" && fail "$1 does not fail"; }
+
+# Images of CIFAR, each of one grey that tells its label.
+image() {
+  printf "$1"
+  head -c 3072 /dev/zero | tr '\0' "$2"
+}
+for i in 1 2 3 4 5; do
+  for j in 1 2 3 4; do image '\001' '\100'; image '\011' '\300'; done \
+    > "$folder/ten/data_batch_$i.bin"
+done
+{ image '\001' '\100'; image '\011' '\300'; } > "$folder/ten/test_batch.bin"
+for j in 1 2 3 4 5 6 7 8; do image '\023\143' '\200'; done > "$folder/hundred/train.bin"
+cp "$folder/hundred/train.bin" "$folder/hundred/test.bin"
+
+for preset in toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h; do
+  works $preset --preset $preset
+  said $preset "test images are read correctly"
+done
+for recipe in toy imagenet cifar10_finetune cifar10_scratch; do
+  works $recipe --recipe $recipe --preset toy
+done
+works ten --data "$folder/ten" --randaugment 2 --flip --mixup --micro-batches 2 --steps 20
+said ten "learns from 40 images of 10 classes."
+said ten "100.00 % of 2 test images"
+works hundred --data "$folder/hundred" --batch 4
+said hundred "learns from 8 images of 100 classes."
+works tuned --recipe cifar10_finetune --start "$folder/ten/model.safetensors" \
+  --data "$folder/hundred" --batch 4
+said tuned "learns from 8 images of 100 classes."
+fails grey --start "$folder/ten/model.safetensors"
+said grey "--start must be a model for images of 1 channels; got 3"
+
+tests/tools/check_resume.sh train_vision --held-out 200 --optimizer lamb --rate 0.02 \
+  --micro-batches 4 --mixup --flip --randaugment 2 --dropout 0.1 --save-every 7 || exit 1
+
+${RUN:-} build/examples/train_vision --help > "$folder/help.txt" || fail "--help fails"
+said help "--preset"
+fails preset --preset vit
+said preset "must be one of toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h"
+fails recipe --recipe none
+said recipe "must be one of toy imagenet cifar10_finetune cifar10_scratch; got none"
+fails parts --micro-batches 3
+said parts "--micro-batches must divide --batch; got 3, 16"
+fails patch --patch 3 --top-k 9
+said patch "patch must divide image_height and image_width; got 3, 8, 8"
+said patch "top_k must lie in [1, experts]; got 9, 4"
+fails data --data "$folder"
+said data "there must be train-images-idx3-ubyte (IDX), data_batch_1.bin (CIFAR-10) or train.bin"
+fails toy --resume --preset toy --rate 1
+said toy "--resume must have the settings of the run that it goes on with"
+echo "ok      train_vision: presets, recipes, files, errors"
