@@ -304,7 +304,7 @@ int pretrain(const Options& o) {
 
 // SENTENCES ---------------------------------------------------------------------------------------
 
-constexpr wn::Index num_toy_training = 6000, num_toy_testing = 1000;
+constexpr wn::Index num_toy_training = 12000, num_toy_testing = 1000;
 
 support::SentenceFile sentences(const support::GlueTask& task, const std::string& path) {
   support::SentenceFile file = support::read_sentences(task, path);

@@ -73,7 +73,7 @@ grep -q '"d": ' "$folder/squad/predictions.json" || fail "there are no answers"
 said toy "a bag of words:"
 
 fails other $pretrain --start "$folder/toy/model.safetensors"
-said other "--start must be a model of 260 words and at least 32 tokens; got 158, 32"
+said other "--start must be a model of 260 words and at least 32 tokens; got 62, 32"
 cp -r "$folder/parts" "$folder/seed"
 fails seed $pretrain --resume --seed 1
 said seed "--resume must have the --task, --seed, --steps and --batch of the run"
