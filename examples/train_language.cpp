@@ -5,21 +5,26 @@
 //   train_language --task sst2|mnli|cola --train FILE --test FILE    GLUE's TSV files
 //   train_language --task squad --train FILE --test FILE             SQuAD 1.1 or 2.0
 //
-// Without files everything runs on a toy language that the program generates. --help lists all
-// options. Writes OUT/model.safetensors, OUT/metrics.jsonl, OUT/report.html and predictions.
-// Ctrl-C saves and stops; --resume goes on, to the same bits as if it had never stopped.
+// Without files everything runs on a toy language that the program generates. --preset names a
+// model of the paper, --recipe a way to train it; --help lists all options. Writes its model,
+// metrics.jsonl, report.html and predictions into the folder OUT. Ctrl-C saves and stops; --resume
+// goes on, to the same bits as if it had never stopped.
 
 #include "support/glue.hpp"
 #include "support/grammar.hpp"
 #include "support/masked_lm.hpp"
+#include "support/presets.hpp"
 #include "support/progress.hpp"
+#include "support/recipes.hpp"
 #include "support/report.hpp"
 #include "support/run.hpp"
 #include "support/squad.hpp"
 #include "widenet.hpp"
 
-#include <chrono>
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <map>
@@ -35,39 +40,68 @@ using Model = wn::LanguageModel<float>;
 
 // OPTIONS -----------------------------------------------------------------------------------------
 
+/// Settings of our own, for the toy language; the other recipes are the paper's.
+support::LanguageRecipe toy_recipe() { return {"toy", 1500, 150, 32, 32, 3e-3, {6, 5}, 0.01, 0}; }
+
 struct Options {
-  std::string task = "toy", text, training, testing, vocabulary, start, out = "build/language";
-  bool is_cased = false, resume = false;
-  wn::Index steps = 1000, batch = 32, length = 32;
-  double rate = 1e-3, weight_decay = 0.01;
-  wn::Index width = 64, blocks = 4, heads = 4, experts = 4, hidden = 128, embedding = 32;
-  wn::Index stride = 16;
+  support::LanguageRecipe recipe = toy_recipe();
+  std::string task = "toy", text, training, testing, vocabulary, start;
+  std::string out = "build/train_language";
+  std::string recipe_name = "toy", preset = "toy", optimizer = "adamw";
+  bool is_cased = false, paper_size = false, resume = false;
+  double weight_decay = 0.01, capacity = 0;
+  wn::Index blocks = 0, hidden = 0, experts = 0, stride = 16, save_every = 0;
+  bool no_experts = false;
   std::uint64_t seed = 0;
 };
 
+/// The recipe sets what other options default to, so it is looked for before they are.
+support::LanguageRecipe recipe_of(int argc, char** argv) {
+  std::string name = "toy";
+  for (int i = 1; i + 1 < argc; ++i)
+    if (std::string(argv[i]) == "--recipe") name = argv[i + 1];
+  std::vector<support::LanguageRecipe> recipes = support::finetuning_recipes();
+  recipes.insert(recipes.begin(), {toy_recipe(), support::albert_pretraining_recipe()});
+  return support::recipe_named(recipes, name);
+}
+
 support::CommandLine command_line(Options& o) {
-  support::CommandLine line("train_language", "pre-trains, fine-tunes and evaluates a WideNet");
+  support::LanguageRecipe& r = o.recipe;
+  if (r.name != "toy") o.optimizer = "lamb";
+  support::CommandLine line(
+      "train_language", "pre-trains, fine-tunes and evaluates a language model of the paper\n\n"
+      "Presets: toy, albert_base, bert_factorized, widenet_albert_4, widenet_albert_8,\n"
+      "widenet_albert_16.\n"
+      "Recipes: toy, albert_pretraining, squad1, squad2, mnli, sst2; the options below --recipe\n"
+      "default to it. A size of 0 stands for that of the preset or the recipe.");
   line.add("--task", o.task, "what to learn", {"pretrain", "toy", "sst2", "mnli", "cola", "squad"})
       .add("--text", o.text, "text to pre-train on; none: the toy language")
-      .add("--train", o.training, "training examples")
-      .add("--test", o.testing, "examples to evaluate on")
+      .add("--train", o.training, "file of training examples")
+      .add("--test", o.testing, "file of examples to evaluate on")
       .add("--vocab", o.vocabulary, "vocab.txt of WordPiece; none: bytes, toy words for toy text")
       .add("--cased", o.is_cased, "the vocabulary has capitals and accents")
       .add("--start", o.start, "a pre-trained model.safetensors to start from")
       .add("--out", o.out, "folder of all that is written")
-      .add("--steps", o.steps, "training steps")
-      .add("--batch", o.batch, "sequences in a step")
-      .add("--length", o.length, "tokens in a sequence, at most", 8)
+      .add("--preset", o.preset, "which model")
+      .add("--paper-size", o.paper_size, "as in the paper; else a sixteenth as wide")
+      .add("--blocks", o.blocks, "blocks L", 0)
+      .add("--hidden", o.hidden, "hidden width F of experts and dense networks", 0)
+      .add("--experts", o.experts, "experts E", 0)
+      .add("--no-experts", o.no_experts, "dense networks instead")
+      .add("--recipe", o.recipe_name, "how it is trained")
+      .add("--steps", r.steps, "steps of training")
+      .add("--warmup", r.warmup, "of these with a growing rate, at most half of them", 0)
+      .add("--batch", r.batch, "sequences in a step")
+      .add("--length", r.tokens, "tokens in a sequence, at most", 8)
+      .add("--optimizer", o.optimizer, "optimiser", {"adamw", "lamb"})
+      .add("--rate", r.learning_rate, "learning rate at its peak")
+      .add("--weight-decay", o.weight_decay, "decay of all weights")
+      .add("--capacity", o.capacity, "capacity factor, to a hundredth; 0: the recipe's")
+      .add("--dropout", r.dropout, "fraction dropped")
+      .add("--lambda", r.balance_weight, "weight of the balance loss")
       .add("--stride", o.stride, "SQuAD: tokens from window to window")
-      .add("--rate", o.rate, "learning rate at its peak")
-      .add("--weight-decay", o.weight_decay, "of AdamW")
-      .add("--width", o.width, "D")
-      .add("--blocks", o.blocks, "L")
-      .add("--heads", o.heads, "H")
-      .add("--experts", o.experts, "E; 0: a dense feed-forward network", 0)
-      .add("--hidden", o.hidden, "F, hidden width of an expert")
-      .add("--embedding", o.embedding, "width of the embeddings")
-      .add("--seed", o.seed, "of everything random")
+      .add("--seed", o.seed, "seed of everything random")
+      .add("--save-every", o.save_every, "save after so many steps, too", 0)
       .add("--resume", o.resume, "go on where the run in --out stopped");
   return line;
 }
@@ -82,14 +116,32 @@ support::Tokenizer tokenizer_for(const Options& o) {
   return support::Tokenizer::bytes();
 }
 
-wn::LanguageConfig config_for(const Options& o, wn::Index vocabulary, wn::Index classes) {
-  wn::LanguageConfig config = wn::LanguageConfig::toy();
-  config.vocabulary = vocabulary, config.classes = classes;
-  config.max_tokens = o.length, config.embedding = o.embedding;
-  config.encoder.width = o.width, config.encoder.blocks = o.blocks;
-  config.encoder.heads = o.heads, config.encoder.experts = o.experts;
-  config.encoder.top_k = std::min<wn::Index>(2, o.experts);
-  config.encoder.expert_hidden = config.encoder.dense_hidden = o.hidden;
+/// What the recipe says about a model, whether it is new or pre-trained.
+void follow_recipe(const Options& o, wn::LanguageConfig& config) {
+  config.encoder.dropout = o.recipe.dropout;
+  config.encoder.capacity_factor = o.recipe.capacity_factor;
+  if (o.capacity > 0) config.encoder.capacity_factor = {std::lround(100 * o.capacity), 100};
+  config.encoder.routes_padding = false;
+}
+
+/// The model that the options ask for, for this vocabulary.
+wn::LanguageConfig config_of(const Options& o, wn::Index vocabulary) {
+  wn::LanguageConfig toy = wn::LanguageConfig::toy();
+  toy.embedding = 32;
+  toy.encoder.width = 64, toy.encoder.blocks = 4;
+  toy.encoder.expert_hidden = toy.encoder.dense_hidden = 128;
+  support::LanguagePresets presets = support::language_presets();
+  presets.insert(presets.begin(), {"toy", toy});
+  wn::LanguageConfig config = support::preset_named(presets, o.preset);
+  if (o.preset != "toy" && !o.paper_size) config = support::toy_size(config);
+  config.vocabulary = vocabulary;
+  config.max_tokens = std::max(o.recipe.tokens, o.paper_size ? config.max_tokens : 0);
+  wn::EncoderConfig& e = config.encoder;
+  if (o.blocks > 0) e.blocks = o.blocks;
+  if (o.hidden > 0) e.dense_hidden = e.expert_hidden = o.hidden;
+  if (o.experts > 0) e.experts = o.experts, e.top_k = std::min<wn::Index>(2, o.experts);
+  if (o.no_experts) e.experts = 0, e.moe_blocks = -1;
+  follow_recipe(o, config);
   return config;
 }
 
@@ -97,14 +149,19 @@ wn::LanguageConfig config_for(const Options& o, wn::Index vocabulary, wn::Index 
 /// then the classifier is new.
 Model model_for(const Options& o, const support::Tokenizer& tokenizer, wn::Index classes) {
   const wn::Rng rng(o.seed);
-  if (o.start.empty()) return Model(config_for(o, tokenizer.size(), classes), rng);
+  if (o.start.empty()) {
+    wn::LanguageConfig config = config_of(o, tokenizer.size());
+    config.classes = classes;
+    return Model(config, rng);
+  }
   const Model start = wn::load_language_model<float>(o.start);
   wn::LanguageConfig config = start.config();
   wn::require<wn::ValueError>(
-      config.vocabulary == tokenizer.size() && config.max_tokens >= o.length,
+      config.vocabulary == tokenizer.size() && config.max_tokens >= o.recipe.tokens,
       "train_language: --start must be a model of ", tokenizer.size(), " words and at least ",
-      o.length, " tokens; got ", config.vocabulary, ", ", config.max_tokens);
+      o.recipe.tokens, " tokens; got ", config.vocabulary, ", ", config.max_tokens);
   config.classes = classes;
+  follow_recipe(o, config);
   const Model model(config, rng);
   for (std::size_t i = 0; i < model.parameters().size(); ++i) {
     const wn::Parameter<float>& parameter = model.parameters()[i];
@@ -132,31 +189,47 @@ double dropped_fraction(const wn::LanguageOutput<float>& out) {
   return dropped;
 }
 
+/// All settings that decide the bits of a run, besides the configuration and the seed.
+std::string fingerprint(const Options& o) {
+  const support::LanguageRecipe& r = o.recipe;
+  return support::JsonLine()
+      .add("task", o.task).add("text", o.text).add("train", o.training).add("vocab", o.vocabulary)
+      .add("cased", o.is_cased).add("start", o.start).add("steps", r.steps).add("warmup", r.warmup)
+      .add("batch", r.batch).add("length", r.tokens).add("optimizer", o.optimizer)
+      .add("rate", r.learning_rate).add("weight_decay", o.weight_decay)
+      .add("lambda", r.balance_weight).add("stride", o.stride).text();
+}
+
 /// Trains to the last step, or until Ctrl-C: then it saves, and returns false.
-bool train(const Options& o, const Model& model, const Objective& objective) {
+template <class Optimizer>
+bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
+                const Objective& objective) {
   const support::RunFiles run{o.out};
-  const std::map<std::string, std::string> notes = {
-      {"steps", std::to_string(o.steps)}, {"task", o.task}, {"batch", std::to_string(o.batch)}};
-  wn::AdamW<float> optimizer(model.parameters(), 0, {0.9, 0.99, 1e-8, o.weight_decay});
-  wn::Schedule schedule;
-  schedule.peak = o.rate, schedule.warmup = o.steps / 10, schedule.total = o.steps;
+  const wn::Index steps = o.recipe.steps;
+  wn::Schedule schedule = o.recipe.schedule();
+  schedule.warmup = std::min(schedule.warmup, steps / 2);
+  const std::string settings = fingerprint(o);
   wn::Index first_step = 0;
   if (o.resume) {
     const wn::TrainingState state = wn::load_checkpoint(run.model(), model, optimizer);
-    wn::require<wn::ValueError>(state.seed == o.seed && state.notes == notes,
-                                "train_language: --resume must have the --task, --seed, --steps "
-                                "and --batch of the run that it goes on with; got ", o.task, ", ",
-                                o.seed, ", ", o.steps, ", ", o.batch);
+    const std::string before = state.notes.count("run") ? state.notes.at("run") : "none";
+    wn::require<wn::ValueError>(state.seed == o.seed && before == settings,
+                                "train_language: --resume must have the settings of the run that "
+                                "it goes on with, seed ", state.seed, " and ", before,
+                                "; got seed ", o.seed, " and ", settings);
     first_step = state.step;
     support::cut_metrics(run.metrics(), first_step);
   }
+  const auto save = [&](wn::Index step) {
+    wn::save_checkpoint(run.model(), model, optimizer, {step, o.seed, {{"run", settings}}});
+  };
   support::JsonLinesFile metrics(run.metrics(), o.resume);
   const support::Interrupt interrupt;
-  support::ProgressLine progress(first_step, o.steps);
-  for (wn::Index step = first_step; step < o.steps; ++step) {
+  support::ProgressLine progress(first_step, steps);
+  for (wn::Index step = first_step; step < steps; ++step) {
     const Step result = objective(model, step);
     optimizer.zero_grad();
-    wn::total_loss(result.loss, result.out.balance_loss).backward();
+    wn::total_loss(result.loss, result.out.balance_loss, o.recipe.balance_weight).backward();
     wn::clip_global_norm(model.parameters(), 1.0);
     optimizer.set_learning_rate(schedule(step));
     optimizer.step();
@@ -168,15 +241,26 @@ bool train(const Options& o, const Model& model, const Objective& objective) {
     for (const auto& metric : result.metrics) line.add(metric.first, metric.second);
     metrics.write(line);
     progress.update(step + 1, loss, balance, dropped, result.num_tokens);
-    if (interrupt.requested() && step + 1 < o.steps) {
-      wn::save_checkpoint(run.model(), model, optimizer, {step + 1, o.seed, notes});
+    if (interrupt.requested() && step + 1 < steps) {
+      save(step + 1);
       progress.note("Stopped after step " + std::to_string(step + 1) + " and saved " +
                     run.model() + "; go on with --resume.");
       return false;
     }
+    if (o.save_every > 0 && (step + 1) % o.save_every == 0) save(step + 1);
   }
-  wn::save_checkpoint(run.model(), model, optimizer, {o.steps, o.seed, notes});
+  save(steps);
   return true;
+}
+
+bool train(const Options& o, const Model& model, const Objective& objective) {
+  const std::vector<wn::Parameter<float>>& parameters = model.parameters();
+  if (o.optimizer == "lamb") {
+    const wn::LAMBOptions options{0.9, 0.999, 1e-6, o.weight_decay};
+    return train_with(wn::LAMB<float>(parameters, 0, options), o, model, objective);
+  }
+  const wn::AdamWOptions options{0.9, 0.99, 1e-8, o.weight_decay};
+  return train_with(wn::AdamW<float>(parameters, 0, options), o, model, objective);
 }
 
 std::string percent(double fraction) { return support::fixed(100 * fraction, 2) + " %"; }
@@ -200,15 +284,17 @@ void report(const Options& o, const Model& model, const wn::LanguageOutput<float
                   "block has LayerNorms of its own.";
   page.summary.push_back({"parameters", support::grouped(double(model.num_parameters()))});
   page.configuration = {{"task", o.task},
+                        {"preset", o.preset},
+                        {"recipe", o.recipe.name},
                         {"vocabulary V", std::to_string(model.config().vocabulary)},
                         {"width D", std::to_string(encoder.width)},
                         {"heads H", std::to_string(encoder.heads)},
                         {"blocks L", std::to_string(encoder.blocks)},
                         {"experts E", std::to_string(encoder.experts)},
                         {"expert width F", std::to_string(encoder.expert_hidden)},
-                        {"tokens T", std::to_string(o.length)},
-                        {"steps", std::to_string(o.steps)},
-                        {"batch B", std::to_string(o.batch)},
+                        {"tokens T", std::to_string(o.recipe.tokens)},
+                        {"steps", std::to_string(o.recipe.steps)},
+                        {"batch B", std::to_string(o.recipe.batch)},
                         {"start", o.start.empty() ? "random weights" : o.start},
                         {"seed", std::to_string(o.seed)}};
   page.loss = {curve("loss", "training", 0)};
@@ -254,14 +340,14 @@ int pretrain(const Options& o) {
                                      "the toy language")
           : support::read_documents(o.text, tokenizer);
   std::vector<support::SegmentPair> pairs =
-      support::segment_pairs(documents, o.length, tokenizer, rng);
+      support::segment_pairs(documents, o.recipe.tokens, tokenizer, rng);
   // The last twentieth is held out; what a batch lacks is filled from before.
   const std::size_t num_held_out = std::max<std::size_t>(pairs.size() / 20,
-                                                         static_cast<std::size_t>(o.batch));
+                                                         static_cast<std::size_t>(o.recipe.batch));
   wn::require<wn::ValueError>(
-      pairs.size() >= num_held_out + static_cast<std::size_t>(o.batch),
-      "train_language: the text must give two batches of ", o.batch, " pairs; got ", pairs.size(),
-      " pairs; hint: a longer text, or a smaller --batch or --length");
+      pairs.size() >= num_held_out + static_cast<std::size_t>(o.recipe.batch),
+      "train_language: the text must give two batches of ", o.recipe.batch, " pairs; got ",
+      pairs.size(), "; hint: a longer text, or a smaller --batch or --length");
   const std::vector<support::SegmentPair> held_out(
       pairs.end() - static_cast<wn::Index>(num_held_out), pairs.end());
   pairs.resize(pairs.size() - num_held_out);
@@ -273,20 +359,20 @@ int pretrain(const Options& o) {
   const support::MaskOptions mask;
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     const support::MaskedBatch batch =
-        support::masked_batch_of_step(pairs, o.batch, tokenizer, mask, rng, step);
+        support::masked_batch_of_step(pairs, o.recipe.batch, tokenizer, mask, rng, step);
     return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step}));
   });
   if (!is_finished) return 0;
 
   const wn::NoGrad no_graph;
-  const wn::Index num_batches = static_cast<wn::Index>(num_held_out) / o.batch;
+  const wn::Index num_batches = static_cast<wn::Index>(num_held_out) / o.recipe.batch;
   std::map<std::string, double> mean;
   std::map<std::int32_t, wn::Index> words;
   wn::Index num_words = 0, most_frequent = 0;
   wn::LanguageOutput<float> last;
   for (wn::Index step = 0; step < num_batches; ++step) {
     const support::MaskedBatch batch = support::masked_batch_of_step(
-        held_out, o.batch, tokenizer, mask, wn::Rng(o.seed + 1), step);
+        held_out, o.recipe.batch, tokenizer, mask, wn::Rng(o.seed + 1), step);
     last = model.forward(batch.batch);
     for (const auto& metric : pretraining_step(model, batch, last).metrics)
       mean[metric.first] += metric.second / double(num_batches);
@@ -304,7 +390,7 @@ int pretrain(const Options& o) {
 
 // SENTENCES ---------------------------------------------------------------------------------------
 
-constexpr wn::Index num_toy_training = 6000, num_toy_testing = 1000;
+constexpr wn::Index num_toy_training = 12000, num_toy_testing = 1000;
 
 support::SentenceFile sentences(const support::GlueTask& task, const std::string& path) {
   support::SentenceFile file = support::read_sentences(task, path);
@@ -367,9 +453,9 @@ int classify(const Options& o) {
   std::vector<support::Sequence> inputs, test_inputs;
   std::vector<std::int32_t> test_labels;
   for (const support::SentenceExample& e : training)
-    inputs.push_back(support::encode(tokenizer, e.first, e.second, o.length));
+    inputs.push_back(support::encode(tokenizer, e.first, e.second, o.recipe.tokens));
   for (const support::SentenceExample& e : testing) {
-    test_inputs.push_back(support::encode(tokenizer, e.first, e.second, o.length));
+    test_inputs.push_back(support::encode(tokenizer, e.first, e.second, o.recipe.tokens));
     test_labels.push_back(e.label);
   }
 
@@ -381,7 +467,8 @@ int classify(const Options& o) {
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> labels;
-    for (const std::size_t i : support::examples_of_step(inputs.size(), o.batch, rng, step)) {
+    for (const std::size_t i :
+         support::examples_of_step(inputs.size(), o.recipe.batch, rng, step)) {
       chosen.push_back(inputs[i]);
       labels.push_back(training[i].label);
     }
@@ -393,7 +480,7 @@ int classify(const Options& o) {
   });
   if (!is_finished) return 0;
 
-  const Predicted predicted = predict(model, test_inputs, o.batch, tokenizer.pad);
+  const Predicted predicted = predict(model, test_inputs, o.recipe.batch, tokenizer.pad);
   write_predictions(o.out + "/predictions.tsv", predicted.labels, task.classes);
   support::NamedValues summary;
   if (test_labels[0] >= 0) {
@@ -448,8 +535,8 @@ int answer(const Options& o) {
   const support::Tokenizer tokenizer = tokenizer_for(o);
   const support::SquadData training = questions(o.training), testing = questions(o.testing);
   support::SquadOptions options;
-  options.max_tokens = o.length, options.stride = o.stride;
-  options.question_tokens = std::min<wn::Index>(options.question_tokens, o.length / 2);
+  options.max_tokens = o.recipe.tokens, options.stride = o.stride;
+  options.question_tokens = std::min<wn::Index>(options.question_tokens, o.recipe.tokens / 2);
   std::vector<support::SquadWindow> windows;
   for (std::size_t q = 0; q < training.questions.size(); ++q)
     for (support::SquadWindow& window : support::squad_windows(training, q, tokenizer, options)) {
@@ -468,7 +555,8 @@ int answer(const Options& o) {
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> places;
-    for (const std::size_t i : support::examples_of_step(windows.size(), o.batch, rng, step)) {
+    for (const std::size_t i :
+         support::examples_of_step(windows.size(), o.recipe.batch, rng, step)) {
       chosen.push_back(windows[i].sequence);
       places.push_back(static_cast<std::int32_t>(windows[i].answer_first));
       places.push_back(static_cast<std::int32_t>(windows[i].answer_last));
@@ -530,6 +618,7 @@ int run(const Options& o) {
 int main(int argc, char** argv) {
   try {
     Options options;
+    options.recipe = recipe_of(argc, argv);
     const support::CommandLine line = command_line(options);
     if (line.parse(argc, argv)) return run(options);
     std::cout << line.usage();

@@ -97,12 +97,15 @@ TEST_SUITE("support: masked words") {
   TEST_CASE("one sequence in ten is shorter on purpose") {
     const Tokenizer t = numbered_words(1);
     const std::vector<Document> documents(1, Document(200000, Ids{5}));
-    const std::vector<SegmentPair> pairs = segment_pairs(documents, 103, t, Rng(1));
-    double shorter = 0;
-    for (const SegmentPair& pair : pairs)
-      shorter += pair.first.size() + pair.second.size() < 100 ? 1 : 0;
-    // A short target is uniform in 2, ..., 100, so one in 99 of them is 100 after all.
-    check_count(shorter, double(pairs.size()), 0.1 * 98 / 99);
+    const std::vector<SegmentPair> pairs = segment_pairs(documents, 13, t, Rng(1));
+    double shorter = 0, shortest = 0;
+    for (const SegmentPair& pair : pairs) {
+      shorter += pair.first.size() + pair.second.size() < 10 ? 1 : 0;
+      shortest += pair.first.size() + pair.second.size() == 2 ? 1 : 0;
+    }
+    // A short length is uniform in 2, ..., 10, so one in nine of them is 10 after all.
+    check_count(shorter, double(pairs.size()), 0.1 * 8 / 9);
+    check_count(shortest, double(pairs.size()), 0.1 / 9);
   }
 
   TEST_CASE("a lone sentence is cut in its middle; a lone token gives no pair") {
@@ -453,11 +456,12 @@ TEST_SUITE("support: toy language") {
     CHECK(ToyParser("the cows near the goat graze .").fault() == "");
     CHECK(ToyParser("the cows near the goat grazes .").fault() == "agreement");
     CHECK(ToyParser("the cow near the goat sails .").fault() == "topic");
+    CHECK(ToyParser("the series sing .").fault() == "");
     CHECK(ToyParser("the cow near the goat .").fault() == "grammar");
     CHECK(ToyParser("then they duck .").fault() == "");
     CHECK(ToyParser("then it duck .").fault() == "agreement");
     CHECK(ToyParser("the sheep that the crane chases graze slowly .").fault() == "");
-    CHECK(ToyParser("the crane rehearses .").fault() == "topic");
+    CHECK(ToyParser("the crane sings .").fault() == "topic");
   }
 
   TEST_CASE("the vocabulary has every word of the language once") {
@@ -468,7 +472,7 @@ TEST_SUITE("support: toy language") {
     for (const std::int32_t id : t.ids(text)) seen.insert(id);
     CHECK(seen.count(t.unknown) == 0);
     CHECK(seen.size() == words.size() - 5);
-    CHECK(words.size() == 158);
+    CHECK(words.size() == 62);
   }
 
   TEST_CASE("documents are functions of the seed and their number") {
@@ -538,7 +542,7 @@ TEST_SUITE("support: toy language") {
     const std::vector<SentenceExample> testing = toy_examples(1000, Rng(2));
     CHECK(majority_accuracy(training, testing) < 0.40);
     CHECK(naive_bayes_accuracy(training, testing, 1) < 0.42);
-    CHECK(naive_bayes_accuracy(training, testing, 2) < 0.45);
+    CHECK(naive_bayes_accuracy(training, testing, 2) < 0.50);  // neighbours help a little
     CHECK(naive_bayes_accuracy(training, training, 2) > 0.45);  // it does learn: by heart
   }
 }

@@ -12,8 +12,8 @@ fail() { echo "FAILED  train_language: $*"; exit 1; }
 language() {
   local out=$1
   shift
-  exec ${RUN:-} build/examples/train_language --out "$folder/$out" --width 16 --blocks 2 \
-    --hidden 16 --embedding 8 --batch 4 "$@" > "$folder/$out.txt" 2>&1
+  exec ${RUN:-} build/examples/train_language --out "$folder/$out" --preset widenet_albert_4 \
+    --experts 4 --blocks 2 --hidden 16 --batch 4 "$@" > "$folder/$out.txt" 2>&1
 }
 lines() { cat "$1" 2> /dev/null | wc -l; }
 said() {
@@ -73,10 +73,10 @@ grep -q '"d": ' "$folder/squad/predictions.json" || fail "there are no answers"
 said toy "a bag of words:"
 
 fails other $pretrain --start "$folder/toy/model.safetensors"
-said other "--start must be a model of 260 words and at least 32 tokens; got 158, 32"
+said other "--start must be a model of 260 words and at least 32 tokens; got 62, 32"
 cp -r "$folder/parts" "$folder/seed"
 fails seed $pretrain --resume --seed 1
-said seed "--resume must have the --task, --seed, --steps and --batch of the run"
+said seed "--resume must have the settings of the run that it goes on with, seed 0"
 fails files --task sst2 --train "$folder/sst2.tsv"
 said files "--train and --test must be given"
 for part in "<svg" "</html>"; do
