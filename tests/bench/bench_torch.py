@@ -2,9 +2,9 @@
 
   bench_torch.py [--configs digits1,mnist] [--threads 1,2] [--rounds 5] [--forms eager,parts] ...
 
-Before a configuration is timed, the peer exports a step: weights, batch, noise, and what it computes
-from them. Our program repeats the step; if routing, loss or a gradient differ, the configuration is
-not timed. The timings of both sides start from these weights and this batch.
+Before a configuration is timed, the peer exports a step: weights, batch, noise, and what it
+computes from them. Our program repeats the step; if routing, loss or a gradient differ, the
+configuration is not timed. The timings of both sides start from these weights and this batch.
 
 Every round runs our program and then each form of the peer, which stays loaded (and compiled) in a
 process of its own and waits. Prints a Markdown table and writes all readings as JSON. A reading

@@ -2,7 +2,7 @@
 # What the header costs to compile: including it, compared with including <Eigen/Dense>, and the
 # quick start at -O3. `make bench` runs it, with CXX and FLAGS. The runs are interleaved, so that
 # a busy moment of the machine hits them all alike. Times are processor seconds of the compiler,
-# user and system: medians of ROUNDS rounds.
+# user and system: medians of ROUNDS rounds. Prints a JSON line for each.
 set -u
 
 rounds=${ROUNDS:-5}
@@ -28,11 +28,8 @@ for _ in $(seq "$rounds"); do
 done
 
 median() { sort -n "$folder/$1.times" | awk '{ x[NR] = $1 } END { print x[int((NR + 1) / 2)] }'; }
-echo "== compile time, $CXX -O3, medians of $rounds"
-printf '%-36s %6.2f s\n' \
-  "an empty program" "$(median nothing)" \
-  "include <Eigen/Dense>" "$(median eigen)" \
-  "include widenet.hpp" "$(median header)" \
-  "examples/quickstart.cpp" "$(median quickstart)"
-awk -v a="$(median header)" -v b="$(median eigen)" \
-  'BEGIN { printf "%-36s %6.2f\n", "widenet.hpp / <Eigen/Dense>", a / b }'
+line() { printf '{"what": "%s", "seconds": %.3f}\n' "$1" "$(median "$2")"; }
+line "an empty program" nothing
+line "include <Eigen/Dense>" eigen
+line "include widenet.hpp" header
+line "examples/quickstart.cpp" quickstart

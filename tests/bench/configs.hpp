@@ -17,8 +17,7 @@ struct Config {
   VisionConfig vision;
   LanguageConfig language;
   Index batch = 64;
-  Index predictions = 0;    // masked words per sequence
-  bool recomputes = false;  // keeps the inputs of blocks only
+  Index predictions = 0;  // masked words per sequence
 
   const EncoderConfig& encoder() const { return is_vision ? vision.encoder : language.encoder; }
   Index tokens_per_sequence() const {

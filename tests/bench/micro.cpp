@@ -23,7 +23,7 @@ using namespace bench;
 /// How much a call does, and in which unit a second's worth of it is given.
 struct Work {
   double amount;
-  const char* unit;
+  std::string unit;
   double per_second(double seconds) const { return amount / seconds * 1e-9; }
 };
 Work operations(double count) { return {count, "GFLOP/s"}; }
@@ -50,13 +50,13 @@ class Meter {
     }
     const double peak = (peak_before + widenet::peak::gflops(threads_)) / 2;
     const double rate = work.per_second(median(seconds));
+    const std::string share = work.unit == operations(0).unit ? std::to_string(100 * rate / peak)
+                                                              : "null";
     std::printf("{\"config\": \"%s\", \"threads\": %d, \"part\": \"%s\", \"direction\": \"%s\", "
                 "\"calls\": %zu, \"us\": %.1f, \"rate\": %.3f, \"unit\": \"%s\", "
                 "\"percent_of_peak\": %s, \"peak_gflops\": %.1f}\n",
                 config_.c_str(), threads_, part.c_str(), direction, seconds.size(),
-                median(seconds) * 1e6, rate, work.unit,
-                work.unit == operations(0).unit ? std::to_string(100 * rate / peak).c_str() : "null",
-                peak);
+                median(seconds) * 1e6, rate, work.unit.c_str(), share.c_str(), peak);
     std::fflush(stdout);
   }
 

@@ -49,7 +49,7 @@ void print_timing(const Config& config, const Options& options, const std::vecto
       "\"kept_fraction\": %.4f, \"loss\": %.5f}\n",
       config.name.c_str(), options.threads, options.evaluates ? "evaluate" : "train",
       config.encoder().experts, config.encoder().top_k, config.encoder().blocks, config.batch,
-      config.recomputes ? "true" : "false", ms.size(), middle,
+      config.encoder().recompute_blocks ? "true" : "false", ms.size(), middle,
       *std::min_element(ms.begin(), ms.end()), double(config.tokens()) / middle * 1e3,
       double(config.batch) / middle * 1e3, operations * 1e-9, operations / middle * 1e-6,
       median(peaks), median(share), memory_mb("VmHWM"), before_mb,
@@ -165,15 +165,6 @@ int compare_with(const Config& config, const std::string& path) {
   return agrees ? 0 : 1;
 }
 
-template <class Encoder>
-auto set_recompute(Encoder& encoder, bool value, int) -> decltype(encoder.recompute_blocks, void()) {
-  encoder.recompute_blocks = value;
-}
-template <class Encoder>
-void set_recompute(Encoder&, bool, long) {
-  fail<ValueError>("train_step: this header cannot compute blocks again");
-}
-
 void set(Config& config, const std::string& assignment) {
   const std::size_t equals = assignment.find('=');
   require<ValueError>(equals != std::string::npos, "train_step: --set must be NAME=VALUE; got ",
@@ -186,7 +177,7 @@ void set(Config& config, const std::string& assignment) {
   else if (name == "blocks") e.blocks = value;
   else if (name == "batch") config.batch = value;
   else if (name == "hidden") e.expert_hidden = e.dense_hidden = value;
-  else if (name == "recompute") set_recompute(e, config.recomputes = value != 0, 0);
+  else if (name == "recompute") e.recompute_blocks = value != 0;
   else fail<ValueError>("train_step: --set knows experts, top_k, blocks, batch, hidden, recompute; "
                         "got ", name);
 }
