@@ -136,10 +136,10 @@ bench: $(bench_programs) | need-bench  ## time everything; compile times too
 bench-torch: build/bench/train_step  ## time training steps beside PyTorch's: PYTHON=... with torch
 	+@$(PYTHON) tests/bench/bench_torch.py $(ARGS)
 
-cuda: $(cuda_examples)  ## compile the examples with nvcc
-	@echo "cuda: compiled $(words $(cuda_examples)) examples for $(SM)"
+cuda: $(cuda_examples) $(cuda_program)  ## compile examples and tests with nvcc
+	@echo "cuda: compiled $(words $(cuda_examples)) examples and the tests for $(SM)"
 
-test-cuda: cuda $(cuda_program)  ## the tests on a GPU, where there is one
+test-cuda: cuda  ## the tests on a GPU, where there is one
 	+@if nvidia-smi -L 2> build/cuda/nvidia-smi.txt; then \
 	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
 	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi
