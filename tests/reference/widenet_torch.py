@@ -341,7 +341,8 @@ def pooled(tokens, w):
 
 def cross_entropy(logits, labels, smoothing=0.0):
     V = logits.shape[1]
-    q = (1 - smoothing) * torch.nn.functional.one_hot(labels, V) + smoothing / V
+    hit = torch.nn.functional.one_hot(labels.long(), V).to(logits.dtype)
+    q = (1 - smoothing) * hit + smoothing / V
     log_p = logits - torch.logsumexp(logits, 1, keepdim=True)
     return -(q * log_p).sum(1).mean()
 
