@@ -2448,11 +2448,13 @@ void sgd_step(T* w, T* m, const T* g, T rate, T momentum, T decay, Index n) {
 /// m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 /// w -= rate (correct1 m / (sqrt(correct2 v) + eps) + decay w),  correct = 1 / (1 - beta^t)
 template <class T>
-void adamw_step(T* w, T* m, T* v, const T* g, T rate, T beta1, T beta2, T eps, T decay, T correct1,
-                T correct2, Index n) {
+void adamw_step(T* w, T* m, T* v, const T* g, T rate, double beta1, double beta2, T eps, T decay,
+                T correct1, T correct2, Index n) {
+  const T old1 = T(beta1), old2 = T(beta2);
+  const T new1 = T(1 - beta1), new2 = T(1 - beta2);  // T(1) - T(0.999) is off by 1e-5 in float
   for_each(n, [=] WIDENET_KERNEL(Index i) {
-    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
-    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    m[i] = old1 * m[i] + new1 * g[i];
+    v[i] = old2 * v[i] + new2 * g[i] * g[i];
     w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
   });
 }
@@ -5360,8 +5362,8 @@ class AdamW : public Optimizer<T> {
       const Tensor<T>& w = this->parameters_[i].tensor;
       if (!w.has_gradient()) continue;
       kernel::adamw_step(w.data(), this->state_of(0, i), this->state_of(1, i), w.gradient().data(),
-                         T(this->learning_rate_), T(options_.beta1), T(options_.beta2),
-                         T(options_.eps), T(options_.weight_decay), correct1, correct2, w.size());
+                         T(this->learning_rate_), options_.beta1, options_.beta2, T(options_.eps),
+                         T(options_.weight_decay), correct1, correct2, w.size());
     }
   }
 

@@ -789,8 +789,8 @@ def write(folder):
     entries, total = [], 0
     for c in CASES:
         path = folder / (c["name"] + ".safetensors")
-        safetensors.numpy.save_file(c["arrays"], path, metadata={"case": c["name"]})
-        data = path.read_bytes()
+        data = safetensors.numpy.save(c["arrays"], metadata={"case": c["name"]})
+        path.write_bytes(data)
         total += len(data)
         entries.append(dict(name=c["name"], op=c["op"], source=c["source"], settings=c["settings"],
                             zero=c["zero"], error32={n: float(f"{e:.3g}")
