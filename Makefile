@@ -230,6 +230,7 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples check-demo check-golden check-language expected \
-        golden sanitize lint format bench bench-torch cuda test-cuda install test-install clean help \
-        FORCE need-basics need-tests need-sanitize need-install need-bench need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples check-demo check-golden check-language \
+        expected golden sanitize lint format bench bench-torch cuda test-cuda install test-install \
+        clean help FORCE need-basics need-tests need-sanitize need-install need-bench need-lint \
+        need-cuda

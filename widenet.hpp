@@ -2450,8 +2450,8 @@ void sgd_step(T* w, T* m, const T* g, T rate, T momentum, T decay, Index n) {
 template <class T>
 void adamw_step(T* w, T* m, T* v, const T* g, T rate, double beta1, double beta2, T eps, T decay,
                 T correct1, T correct2, Index n) {
-  const T old1 = T(beta1), old2 = T(beta2);
-  const T new1 = T(1 - beta1), new2 = T(1 - beta2);  // T(1) - T(0.999) is off by 1e-5 in float
+  // In float 1 - T(0.999) is off by 1e-5, T(1 - 0.999) is not.
+  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
   for_each(n, [=] WIDENET_KERNEL(Index i) {
     m[i] = old1 * m[i] + new1 * g[i];
     v[i] = old2 * v[i] + new2 * g[i] * g[i];
@@ -2461,11 +2461,12 @@ void adamw_step(T* w, T* m, T* v, const T* g, T rate, double beta1, double beta2
 
 /// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  with m, v and correct as in adamw_step
 template <class T>
-void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, T beta1, T beta2, T eps, T decay,
-                    T correct1, T correct2, Index n) {
+void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, double beta1, double beta2, T eps,
+                    T decay, T correct1, T correct2, Index n) {
+  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
   for_each(n, [=] WIDENET_KERNEL(Index i) {
-    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
-    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    m[i] = old1 * m[i] + new1 * g[i];
+    v[i] = old2 * v[i] + new2 * g[i] * g[i];
     u[i] = correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
   });
 }
@@ -5408,7 +5409,7 @@ class LAMB : public Optimizer<T> {
       if (!w.has_gradient()) continue;
       const Buffer<T> u(w.size()), ratio(1);
       kernel::lamb_direction(u.data(), this->state_of(0, i), this->state_of(1, i),
-                             w.gradient().data(), w.data(), T(options_.beta1), T(options_.beta2),
+                             w.gradient().data(), w.data(), options_.beta1, options_.beta2,
                              T(options_.eps), T(options_.weight_decay), correct1, correct2,
                              w.size());
       const Index slices = this->parameters_[i].is_stack() ? w.shape()[0] : 1;

@@ -1,9 +1,9 @@
 // Tests against golden data: values and gradients that other implementations computed.
 #include "check.hpp"
-#include "support/golden.hpp"
+#include "support/compare.hpp"
 
 #include <algorithm>
-#include <limits>
+#include <functional>
 #include <set>
 
 using namespace widenet;
@@ -12,39 +12,12 @@ namespace {
 
 const char* const folder = "data/golden";
 
-template <class T>
-double largest_of(const std::vector<T>& x) {
-  double largest = 0;
-  for (const T value : x) largest = std::fmax(largest, std::fabs(double(value)));
-  return largest;
-}
-
-/// The largest |a - b|; infinite if the sizes differ or a value is not finite.
-template <class A, class B>
-double distance(const std::vector<A>& a, const std::vector<B>& b) {
-  if (a.size() != b.size()) return std::numeric_limits<double>::infinity();
-  double largest = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    const double d = std::fabs(double(a[i]) - double(b[i]));
-    if (!std::isfinite(d)) return std::numeric_limits<double>::infinity();
-    largest = std::fmax(largest, d);
-  }
-  return largest;
-}
-
-/// The unit in the last place of x in T.
-template <class T>
-double ulp(double x) {
-  const T y = static_cast<T>(x);
-  return double(std::nextafter(y, std::numeric_limits<T>::infinity())) - double(y);
-}
-
 /// What all gradients of a case are measured by where one of them is zero in exact arithmetic.
 double largest_gradient(const SafeTensors& file) {
   double largest = 0;
   for (const auto& entry : file.tensors)
     if (entry.first.compare(0, 9, "out.grad.") == 0)
-      largest = std::fmax(largest, largest_of(file.values<double>(entry.first)));
+      largest = std::fmax(largest, support::largest_of(file.values<double>(entry.first)));
   return largest;
 }
 
@@ -52,38 +25,9 @@ bool is_in(const std::vector<std::string>& names, const std::string& name) {
   return std::find(names.begin(), names.end(), name) != names.end();
 }
 
-/// The largest errors of our float over 33 runs: with the inputs, and with inputs moved by at most
-/// half a unit in the last place. Runs in which a choice flips do not count.
-std::map<std::string, double> float_errors(const support::GoldenCase& c, const SafeTensors& file) {
-  std::map<std::string, double> errors;
-  for (Index run = 0; run < 33; ++run) {
-    SafeTensors moved = file;
-    const Rng rng = Rng(3).at_step(run);
-    Index count = 0;
-    for (auto& entry : moved.tensors) {
-      if (entry.first.compare(0, 3, "in.") != 0 || entry.second.dtype != "F64") continue;
-      std::vector<double> x = file.values<double>(entry.first);
-      for (double& value : x)
-        value *= 1 + (run == 0 ? 0 : (rng.uniform(count++) - 0.5) * 0x1p-23);
-      if (!x.empty()) std::memcpy(entry.second.bytes.data(), x.data(), entry.second.bytes.size());
-    }
-    const auto ours = support::run_golden<float>(c, moved);
-    bool flips = false;
-    for (const auto& integers : ours.integers)
-      flips = flips || integers.second != file.values<std::int32_t>("out." + integers.first);
-    if (flips) continue;
-    for (const auto& result : ours.values)
-      if (file.tensors.count("out." + result.first) > 0)
-        errors[result.first] = std::fmax(
-            errors[result.first],
-            distance(result.second, file.values<double>("out." + result.first)));
-  }
-  return errors;
-}
-
 /// How many times as wrong as the other our float may be: twice, but for one tensor. Our router
-/// multiplies with 1 / sum where PyTorch divides by the sum, so its probabilities add up to 1 within
-/// two units in the last place instead of one, which the gradient of a certain token shows.
+/// multiplies with 1 / sum where PyTorch divides, so its probabilities add up to 1 less exactly,
+/// which the gradient of a token that is almost certain shows.
 double factor(const std::string& name, const std::string& tensor) {
   return name == "moe_one_token" && tensor == "grad.shared.moe.router.weight" ? 3 : 2;
 }
@@ -126,13 +70,13 @@ TEST_CASE("golden data: the header agrees in double, integers exactly") {
       }
       const std::vector<double> expected = file.values<double>(entry.first);
       if (is_in(c.zero, name)) {
-        CHECK(largest_of(expected) <= 4 * ulp<double>(scale));
-        CHECK(largest_of(ours.values.at(name)) <= 4 * ulp<double>(scale));
+        CHECK(support::largest_of(expected) <= 4 * support::ulp_of<double>(scale));
+        CHECK(support::largest_of(ours.values.at(name)) <= 4 * support::ulp_of<double>(scale));
         continue;
       }
-      const double largest = largest_of(expected);
-      CHECK(distance(ours.values.at(name), expected) <=
-            std::fmax(1e-12 * largest, 4 * ulp<double>(largest)));
+      const double largest = support::largest_of(expected);
+      CHECK(support::distance(ours.values.at(name), expected) <=
+            std::fmax(1e-12 * largest, 4 * support::ulp_of<double>(largest)));
     }
     CHECK(compared > 0);
   }
@@ -149,18 +93,95 @@ TEST_CASE("golden data: in float nobody is twice as wrong as the other may be") 
     const auto ours = support::run_golden<float>(c, file);
     for (const auto& integers : ours.integers)
       CHECK(integers.second == file.values<std::int32_t>("out." + integers.first));
-    const std::map<std::string, double> error32 = float_errors(c, file);
+    const auto error32 =
+        support::float_errors(c, file, support::run_golden<double>(c, file));
     const double scale = largest_gradient(file);
     for (const auto& entry : file.tensors) {
       if (entry.first.compare(0, 6, "out32.") != 0) continue;
       const std::string name = entry.first.substr(6);
       INFO(name);
       const std::vector<double> exact = file.values<double>("out." + name);
-      const double largest = is_in(c.zero, name) ? scale : largest_of(exact);
-      const double floor = 4 * ulp<float>(largest);
-      CHECK(distance(ours.values.at(name), exact) <=
+      const double largest = is_in(c.zero, name) ? scale : support::largest_of(exact);
+      const double floor = 4 * support::ulp_of<float>(largest);
+      CHECK(support::distance(ours.values.at(name), exact) <=
             factor(c.name, name) * c.error32.at(name) + floor);
-      CHECK(distance(file.values<float>(entry.first), exact) <= 2 * error32.at(name) + floor);
+      CHECK(support::distance(file.values<float>(entry.first), exact) <=
+            2 * error32.at(name) + floor);
     }
   }
+}
+
+TEST_CASE("compare: a dump that agrees, and where and how others depart") {
+  const check::OneThread one_thread;
+  const SafeTensors file = read_safetensors(std::string(folder) + "/moe_colossal.safetensors");
+  const support::GoldenCase c = support::read_case("moe_colossal", file);
+  CHECK(c.op == "mixture");
+  const auto dumped = [&](auto results) {
+    SafeTensors dump;
+    for (const auto& r : results.values)
+      dump.add("out." + r.first, results.shapes.at(r.first), r.second);
+    for (const auto& r : results.integers) dump.add(r.first, results.shapes.at(r.first), r.second);
+    return dump;
+  };
+  const auto own = support::run_golden<double>(c, file);
+  const auto departure = [&](const std::function<void(support::GoldenResults<double>&)>& change) {
+    support::GoldenResults<double> results = own;
+    change(results);
+    return support::compare_dump(c, file, dumped(results));
+  };
+  for (const support::Departure& same :
+       {departure([](auto&) {}), support::compare_dump(c, file, file),
+        support::compare_dump(c, file, dumped(support::run_golden<float>(c, file)))}) {
+    CHECK(same.name == "");
+    CHECK(same.highest_rung == "gradients");
+    CHECK(same.missing.empty());
+    CHECK(same.compared == static_cast<Index>(own.order.size()));
+  }
+  const auto check_departure = [](const support::Departure& d, const char* name, const char* rung,
+                                  const char* bucket, const char* hint) {
+    CHECK(d.name == name);
+    CHECK(d.rung == rung);
+    CHECK(d.bucket == bucket);
+    CHECK(d.hint == hint);
+  };
+  check_departure(departure([](auto& r) {
+                    const std::vector<double> z = r.values["logits"];
+                    for (std::size_t i = 0; i < z.size(); ++i)
+                      r.values["logits"][i % 4 * 16 + i / 4] = z[i];
+                  }),
+                  "logits", "router logits", "layout", "transposed");
+  check_departure(departure([](auto& r) {
+                    for (std::int32_t& e : r.integers["expert"]) e = 3 - e;
+                  }),
+                  "expert", "indices", "layout", "the experts have other numbers");
+  check_departure(departure([](auto& r) {
+                    auto& y = r.values["results"];
+                    std::rotate(y.begin(), y.begin() + static_cast<std::ptrdiff_t>(y.size() / 4),
+                                y.end());
+                  }),
+                  "results", "experts", "layout",
+                  "slices of the first axis in another order: permuted experts?");
+  check_departure(departure([](auto& r) { r.values["gate"][5] *= 1 + 1e-11; }), "gate", "combine",
+                  "rounding", "within 1000 times the tolerance");
+  check_departure(departure([](auto& r) { r.values["y"][7] += .1; }), "y", "combine", "algorithm",
+                  "");
+  check_departure(departure([](auto& r) { r.values["loss"][0] = std::nan(""); }), "loss", "loss",
+                  "algorithm", "");
+  const Conventions author = Conventions::author_tf();
+  check_departure(support::compare_dump(c, file,
+                                        dumped(support::run_golden<double>(c, file, &author))),
+                  "slot", "slots", "convention", "as under the preset author_tf");
+
+  const support::Departure d = departure([](auto& r) { r.values["y"][7] = 0; });
+  CHECK(d.element == 7);
+  CHECK(d.ours == own.values.at("y")[7]);
+  CHECK(d.theirs == 0);
+  CHECK(d.absolute == std::fabs(d.ours));
+  CHECK(d.cosine < 1);
+  CHECK(d.equation == "y[n] = sum over kept k of gate[n, k] slots[e, c]");
+  SafeTensors other;
+  other.add("hidden", Shape{1}, std::vector<double>{1});
+  CHECK_THROWS_WITH_AS(support::compare_dump(c, file, other),
+                       "widenet: compare: a dump must hold one of our names, such as logits; got "
+                       "hidden", IoError);
 }

@@ -8,14 +8,15 @@
 
 #include "widenet.hpp"
 
-#include <cstdint>     // int32_t, uint8_t
-#include <fstream>     // ifstream
-#include <functional>  // function
-#include <iterator>    // istreambuf_iterator
-#include <map>         // map
-#include <string>      // string
-#include <utility>     // move
-#include <vector>      // vector
+#include <algorithm>         // min
+#include <cstdint>           // int32_t, uint8_t
+#include <fstream>           // ifstream
+#include <initializer_list>  // initializer_list
+#include <iterator>          // istreambuf_iterator
+#include <map>               // map
+#include <string>            // string
+#include <utility>           // move
+#include <vector>            // vector
 
 namespace widenet::support {
 
@@ -60,12 +61,26 @@ struct GoldenResults {
   std::map<std::string, Shape> shapes;
 };
 
+/// Reads the fields of a configuration that are given; the others keep their defaults.
+struct GivenFields {
+  const Json& json;
+  template <class Value>
+  void operator()(const char* name, Value& value) const {
+    if (json.find(name)) detail::ConfigReader{json}(name, value);
+  }
+  template <class Enum>
+  void operator()(const char* name, Enum& value, std::initializer_list<const char*> names) const {
+    if (json.find(name)) detail::ConfigReader{json}(name, value, names);
+  }
+};
+
 /// Runs one case: reads inputs as they are asked for, collects results.
 template <class T>
 class GoldenRun {
  public:
-  GoldenRun(const std::string& op, const Json& settings, const SafeTensors& file)
-      : settings_(settings), file_(file) {
+  GoldenRun(const std::string& op, const Json& settings, const SafeTensors& file,
+            const Conventions* conventions = nullptr)
+      : settings_(settings), file_(file), conventions_(conventions) {
     const std::map<std::string, void (GoldenRun::*)()> known = {
         {"linear", &GoldenRun::linear_op}, {"tied_decoder", &GoldenRun::tied_decoder_op},
         {"layer_norm", &GoldenRun::layer_norm_op}, {"gelu", &GoldenRun::gelu_op},
@@ -144,13 +159,18 @@ class GoldenRun {
     out("y", y);
     finish(sum(multiply(y, constant("d_y"))));
   }
+  /// The configuration in the settings.
   template <class Config>
-  Config config(void (*visit)(Config&, detail::ConfigReader&)) const {
+  Config config(void (*visit)(Config&, GivenFields&)) const {
     Config c;
-    detail::ConfigReader reader{settings_};
+    GivenFields reader{settings_};
     visit(c, reader);
+    if (conventions_) conventions_of(c) = *conventions_;
     return c;
   }
+  static Conventions& conventions_of(EncoderConfig& c) { return c.conventions; }
+  template <class Config>
+  static Conventions& conventions_of(Config& c) { return c.encoder.conventions; }
   Gelu form() const {
     const std::string& name = settings_.at("gelu").string();
     require<ConfigError>(name == "tanh" || name == "erf",
@@ -257,8 +277,8 @@ class GoldenRun {
 
   void load(const std::vector<Parameter<T>>& parameters) {
     for (const Parameter<T>& p : parameters) {
-      require<ShapeError>(shape(p.name) == p.tensor.shape(), "golden: ", p.name, " must have shape ",
-                          p.tensor.shape(), "; got ", shape(p.name));
+      require<ShapeError>(shape(p.name) == p.tensor.shape(), "golden: ", p.name,
+                          " must have shape ", p.tensor.shape(), "; got ", shape(p.name));
       p.tensor.value().assign(values(p.name));
       inputs_[p.name] = p.tensor;
     }
@@ -331,9 +351,14 @@ class GoldenRun {
       SGD<T> optimiser(parameters, number("rate"), number("momentum"), number("decay"));
       return use(optimiser);
     }
-    require<ConfigError>(rule == "adamw", "golden: an optimiser must be known; got ", rule);
-    AdamW<T> optimiser(parameters, number("rate"),
-                       {number("beta1"), number("beta2"), number("eps"), number("decay")});
+    require<ConfigError>(rule == "adamw" || rule == "lamb",
+                         "golden: an optimiser must be known; got ", rule);
+    const double beta1 = number("beta1"), beta2 = number("beta2"), eps = number("eps");
+    if (rule == "adamw") {
+      AdamW<T> optimiser(parameters, number("rate"), {beta1, beta2, eps, number("decay")});
+      return use(optimiser);
+    }
+    LAMB<T> optimiser(parameters, number("rate"), {beta1, beta2, eps, number("decay")});
     use(optimiser);
   }
   void out_state(const Optimizer<T>& optimiser) {
@@ -379,15 +404,17 @@ class GoldenRun {
 
   const Json& settings_;
   const SafeTensors& file_;
+  const Conventions* conventions_;  // in place of those in the settings, if not null
   std::map<std::string, Tensor<T>> inputs_;
 };
 
-/// Every intermediate of a case, computed in T.
+/// Every intermediate of a case, computed in T, under other conventions than its own if given.
 ///
 ///   Errors    ConfigError or IoError if the case does not make sense
 template <class T>
-GoldenResults<T> run_golden(const GoldenCase& c, const SafeTensors& file) {
-  return GoldenRun<T>(c.op, c.settings, file).results;
+GoldenResults<T> run_golden(const GoldenCase& c, const SafeTensors& file,
+                            const Conventions* conventions = nullptr) {
+  return GoldenRun<T>(c.op, c.settings, file, conventions).results;
 }
 
 }  // namespace widenet::support

@@ -169,7 +169,8 @@ def balance_loss(routings, rule):
     losses = []
     for start in range(0, N, group):
         part = lambda key: torch.cat([x[key][start:start + group] for x in routings])
-        p, expert, slot, z = (part(k) for k in ("balance_probabilities", "expert", "slot", "logits"))
+        p, z, expert, slot = (part(key) for key in ("balance_probabilities", "logits", "expert",
+                                                    "slot"))
         n = p.shape[0]
         chosen = torch.nn.functional.one_hot(expert, E).to(p.dtype)  # (n, K, E)
         kept = (chosen * (slot >= 0)[:, :, None]).sum((0, 1))

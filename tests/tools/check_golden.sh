@@ -3,9 +3,9 @@
 set -eu
 cd "$(dirname "$0")/../../data/golden"
 sums() {  # one line of the manifest per case
-  sed -n 's/^{"name":"\([^"]*\)".*"sha256":"\([0-9a-f]\{64\}\)".*/\2  \1.safetensors/p' manifest.json
+  sed -nE 's/^\{"name":"([^"]*)".*"sha256":"([0-9a-f]{64})".*/\2  \1.safetensors/p' manifest.json
 }
-[ "$(sums | wc -l)" -ge 40 ] || { echo "check-golden: the manifest has fewer than 40 cases"; exit 1; }
+[ "$(sums | wc -l)" -ge 40 ] || { echo "check-golden: fewer than 40 cases"; exit 1; }
 sums | sha256sum --check --quiet --strict
 diff <(sums | cut -c 67- | sort) <(ls -- *.safetensors | sort)
 bytes=$(cat -- * | wc -c)
