@@ -55,8 +55,9 @@ void print(const support::Departure& d) {
   if (d.element < 0)
     std::puts("  the sizes differ");
   else
-    std::printf("  element %td: ours %.17g, theirs %.17g\n  absolute %.3g (tolerance %.3g), relative "
-                "%.3g, %.3g units in the last place, cosine %.12f\n",
+    std::printf("  element %td: ours %.17g, theirs %.17g\n"
+                "  absolute %.3g (tolerance %.3g), relative %.3g, %.3g units in the last place, "
+                "cosine %.12f\n",
                 d.element, d.ours, d.theirs, d.absolute, d.tolerance, d.relative, d.ulps, d.cosine);
   std::printf("  kind: %s%s%s\n", d.bucket.c_str(), d.hint.empty() ? "" : ", ", d.hint.c_str());
 }

@@ -1,12 +1,12 @@
-"""Dumps a run of your own model under our names, to be compared by examples/validate.cpp.
+"""Dumps a run of your own model under our names; `validate compare` then says where it departs.
 
   from dump_torch import Dump
-  dump = Dump(case="data/golden/moe_paper.safetensors")
-  x, w = dump.input("x"), dump.input("shared.moe.router.weight")     # float32 unless told otherwise
-  logits = dump(logits=x @ w)                                       # any stage, as you come by it
-  dump.save("mine.safetensors")                                     # then: validate compare
+  dump = Dump("data/golden/moe_paper.safetensors")            # float32, unless told otherwise
+  x, w = dump.tensor("x"), dump.tensor("shared.moe.router.weight")
+  z = dump(logits=x @ w)                                      # every stage, as you come by it
+  dump.save("mine.safetensors")
 
-numpy arrays do as well as tensors. Gradients go under "grad." and the name of the input.
+numpy does as well: dump.array("x"). Gradients go under "grad." and the name of their input.
 """
 import numpy
 import safetensors.numpy
@@ -17,17 +17,19 @@ class Dump:
         self.inputs = safetensors.numpy.load_file(case)
         self.dtype, self.results = dtype, {}
 
-    def input(self, name, torch=True):
-        """An input of the case; as a numpy array with torch=False."""
+    def array(self, name):
         x = self.inputs["in." + name]
-        x = x.astype(self.dtype) if x.dtype.kind == "f" else x.astype("int64")
-        return __import__("torch").from_numpy(x) if torch else x
+        return x.astype(self.dtype if x.dtype.kind == "f" else "int64")
+
+    def tensor(self, name):
+        import torch
+        return torch.from_numpy(self.array(name))
 
     def __call__(self, **results):
-        """Keeps results; returns the last of them, so that it fits into an expression."""
+        """Keeps results; returns the last, so that it can stand inside an expression."""
         for name, value in results.items():
-            array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-            array = numpy.array(array, order="C")
+            value_here = value.detach().cpu() if hasattr(value, "detach") else value
+            array = numpy.array(value_here, order="C")
             whole = array.dtype.kind in "iub"
             self.results["out." + name] = array.astype("int32") if whole else array
         return value
