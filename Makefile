@@ -29,7 +29,7 @@ JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),
 V           ?= 0
 #: V=1              show the commands
 PYTHON      ?= python3
-#: PYTHON=...       the Python that has torch, for bench-torch
+#: PYTHON=...       the Python that has torch, for bench-torch and golden
 PREFIX      ?= /usr/local
 #: PREFIX=...       where `make install` puts the library; DESTDIR is honoured
 NVCC        ?= nvcc
@@ -129,6 +129,12 @@ format:  ## what clang-format would change; changes nothing
 	@for file in widenet.hpp $(TESTS) $(EXAMPLES); do \
 	  clang-format $$file | diff -u --label $$file --label formatted $$file - || true; done
 
+golden:  ## write data/golden anew: PYTHON=... with torch, safetensors, transformers, timm
+	@$(PYTHON) tests/reference/make_golden.py
+
+check-golden:  ## data/golden is what its manifest says
+	@tests/tools/check_golden.sh
+
 bench: $(bench_programs) | need-bench  ## time everything; compile times too
 	+@for program in $(bench_programs); do echo "== $${program##*/}"; $(RUN) $$program || exit 1; done
 	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" tests/bench/compile_time.sh
@@ -227,7 +233,7 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples check-demo check-vision \
-        check-language expected sanitize \
-        lint format bench bench-torch cuda test-cuda install test-install clean help FORCE \
-        need-basics need-tests need-sanitize need-install need-bench need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples check-demo check-vision check-language \
+        check-golden expected golden sanitize lint format bench bench-torch cuda test-cuda install \
+        test-install clean help FORCE need-basics need-tests need-sanitize need-install \
+        need-bench need-lint need-cuda

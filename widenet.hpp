@@ -1643,6 +1643,12 @@ template <class T> void fill_uniform(T* y, Rng rng, T low, T high, Index n) {
 template <class T> void fill_normal(T* y, Rng rng, T deviation, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = deviation * T(normal(rng, i)); });
 }
+/// y[i] = -scale log(-log(u)), u uniform in (0, 1)
+template <class T> void fill_gumbel(T* y, Rng rng, T scale, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) {
+    y[i] = scale * T(-math::log(-math::log(rng.uniform(i))));
+  });
+}
 template <class T> void add(T* y, const T* a, const T* b, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = a[i] + b[i]; });
 }
@@ -1985,15 +1991,59 @@ void select_backward(Sink<T> dp, const T* dgate, const std::int32_t* expert, Ind
     dp.put(i, total);
   });
 }
-/// key[n] = gate[n, 0], the largest gate of token n.
+/// y[n, k] = g[n, k] / (s + eps),  s = sum of g[n, :]; with `slot` only choices that have a slot
+/// count, and the others get 0.
+template <class T>
+void renormalize_forward(T* y, const T* g, const std::int32_t* slot, T eps, Index N, Index K) {
+  for_each(N, [=] WIDENET_KERNEL(Index n) {
+    T sum = 0;
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk) sum += !slot || slot[nk] >= 0 ? g[nk] : T(0);
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk)
+      y[nk] = !slot || slot[nk] >= 0 ? g[nk] / (sum + eps) : T(0);
+  });
+}
+/// dg[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (s + eps), for those with a slot.
+template <class T>
+void renormalize_backward(Sink<T> dg, const T* dy, const T* y, const T* g, const std::int32_t* slot,
+                          T eps, Index N, Index K) {
+  for_each(N, [=] WIDENET_KERNEL(Index n) {
+    T sum = 0, dot = 0;
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk) {
+      sum += !slot || slot[nk] >= 0 ? g[nk] : T(0);
+      dot += dy[nk] * y[nk];
+    }
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk)
+      dg.put(nk, !slot || slot[nk] >= 0 ? (dy[nk] - dot) / (sum + eps) : T(0));
+  });
+}
+/// The expert of the largest p[n, :], the lowest of equal ones, gets the score 2: above all others.
+template <class T> void prefer_best(T* score, const T* p, Index N, Index E) {
+  for_each(N, [=] WIDENET_KERNEL(Index n) {
+    Index best = 0;
+    for (Index e = 1; e < E; ++e) best = p[n * E + e] > p[n * E + best] ? e : best;
+    score[n * E + best] = T(2);
+  });
+}
+/// Draws which choices after the first ask for a slot: each with probability gate / threshold. The
+/// others become expert -1, which nobody is, and slot -1.
+template <class T>
+void refuse_choices(std::int32_t* asking, std::int32_t* slot, const std::int32_t* expert,
+                    const T* gate, Rng rng, T threshold, Index num_choices, Index K) {
+  for_each(num_choices, [=] WIDENET_KERNEL(Index i) {
+    const bool asks = i % K == 0 || T(rng.uniform(num_choices + i)) * threshold < gate[i];
+    asking[i] = asks ? expert[i] : -1;
+    slot[i] = -1;
+  });
+}
+/// key[n] = gate[n, 0], the gate of the first choice of token n.
 template <class T> void first_gates(T* key, const T* gate, Index N, Index K) {
   for_each(N, [=] WIDENET_KERNEL(Index n) { key[n] = gate[n * K]; });
 }
-/// order[rank] = i, where rank counts the larger keys and, among equal ones, the earlier; NaN is
-/// the smallest. All pairs are compared: n^2 work, for orders of priority that only comparisons
-/// with other code ask for.
+/// order[rank] = first + i, where rank counts the larger keys and, among equal ones, the earlier;
+/// NaN is the smallest. All pairs are compared: n^2 work, for orders of priority that only
+/// comparisons with other code ask for.
 template <class T>
-void order_by_key(std::int32_t* order, const T* key, Index n) {
+void order_by_key(std::int32_t* order, const T* key, Index first, Index n) {
   for_each_row(n, n, [=] WIDENET_KERNEL(Index i, Team team) {
     const bool is_nan = key[i] != key[i];
     const std::int32_t rank = team.sum<std::int32_t>(n, [=](Index j) {
@@ -2001,7 +2051,7 @@ void order_by_key(std::int32_t* order, const T* key, Index n) {
       const bool is_equal = is_nan ? key[j] != key[j] : key[j] == key[i];
       return is_larger || (is_equal && j < i) ? 1 : 0;
     });
-    if (team.first()) order[rank] = static_cast<std::int32_t>(i);
+    if (team.first()) order[rank] = static_cast<std::int32_t>(first + i);
   });
 }
 /// Turns an order of tokens into one of choices: all first choices, then all second choices.
@@ -2010,23 +2060,33 @@ inline void order_choices_of(std::int32_t* choices, const std::int32_t* tokens, 
     choices[i] = static_cast<std::int32_t>(tokens[i % N] * K + i / N);
   });
 }
-/// Queues up the choices of each expert in the given order (null: as they are numbered); the first
-/// `usable` get slots 0, 1, ..., the others -1. load counts the queue, kept who got a slot.
+/// Queues up the choices of each expert in the given order (null: as they are numbered). Of every
+/// group of N tokens the first `usable` get slots, those of the first group 0, 1, ..., and so on;
+/// the others get -1. load counts the queues, kept who got a slot.
 inline void assign_slots(std::int32_t* slot, std::int32_t* choice_of_slot, std::int32_t* load,
                          std::int32_t* kept, const std::int32_t* expert, const std::int32_t* order,
-                         Index num_choices, Index E, Index C, Index usable) {
-  for_each_row(E, num_choices, [=] WIDENET_KERNEL(Index e, Team team) {
-    const auto choice = [=](Index i) { return order ? Index(order[i]) : i; };
-    const Index queue = team.enumerate(
-        num_choices, [=](Index i) { return expert[choice(i)] == e; },
-        [=](Index i, Index place) {
-          slot[choice(i)] = static_cast<std::int32_t>(place < usable ? place : -1);
-          if (place < usable) choice_of_slot[e * C + place] = static_cast<std::int32_t>(choice(i));
-        });
-    const Index filled = queue < usable ? queue : usable;
+                         Index groups, Index num_choices, Index E, Index C, Index usable) {
+  for_each_row(E, groups * num_choices, [=] WIDENET_KERNEL(Index e, Team team) {
+    Index queued = 0, filled = 0;
+    for (Index g = 0; g < groups; ++g) {
+      const auto choice = [=](Index i) {
+        return order ? Index(order[g * num_choices + i]) : g * num_choices + i;
+      };
+      const Index first = filled;
+      const Index queue = team.enumerate(
+          num_choices, [=](Index i) { return expert[choice(i)] == e; },
+          [=](Index i, Index place) {
+            const bool is_kept = place < usable;
+            slot[choice(i)] = static_cast<std::int32_t>(is_kept ? first + place : -1);
+            if (is_kept)
+              choice_of_slot[e * C + first + place] = static_cast<std::int32_t>(choice(i));
+          });
+      queued += queue;
+      filled += queue < usable ? queue : usable;
+    }
     team.each(C - filled, [=](Index i) { choice_of_slot[e * C + filled + i] = -1; });
     if (team.first()) {
-      load[e] = static_cast<std::int32_t>(queue);
+      load[e] = static_cast<std::int32_t>(queued);
       kept[e] = static_cast<std::int32_t>(filled);
     }
   });
@@ -2048,48 +2108,104 @@ inline void replay_slots(std::int32_t* choice_of_slot, std::int32_t* load, std::
     }
   });
 }
-/// count[e] = the number of tokens whose first choice is e.
-inline void count_first_choices(std::int32_t* count, const std::int32_t* expert, Index N, Index E,
-                                Index K) {
-  for_each_row(E, N, [=] WIDENET_KERNEL(Index e, Team team) {
-    const std::int32_t total =
-        team.sum<std::int32_t>(N, [=](Index n) { return expert[n * K] == e ? 1 : 0; });
-    if (team.first()) count[e] = total;
+/// count[g, e] = how many of the first `ranks` choices of the N tokens of group g are for e; only
+/// those with a slot if `slot` is given.
+inline void count_choices(Sink<std::int32_t> count, const std::int32_t* expert,
+                          const std::int32_t* slot, Index groups, Index N, Index E, Index K,
+                          Index ranks) {
+  for_each_row(groups * E, N * ranks, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index first = i / E * N, e = i % E;
+    const std::int32_t total = team.sum<std::int32_t>(N * ranks, [=](Index j) {
+      const Index nk = (first + j / ranks) * K + j % ranks;
+      return expert[nk] == e && (!slot || slot[nk] >= 0) ? 1 : 0;
+    });
+    if (team.first()) count.put(i, total);
   });
 }
+/// For every group:
 /// loss = E * sum over e of f[e] P[e],  f = count / count_total,  P = importance / tokens    [eq 4]
 /// slope[e] = dloss / dp[n, e] = E f[e] / tokens: no gradient flows through f.
 /// count_total <= 0 stands for the sum of the counts, tokens <= 0 likewise.
 template <class T>
 void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* importance,
-                     Index count_total, Index tokens, Index E) {
-  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
-    const T sum = T(team.sum<std::int32_t>(E, [=](Index e) { return count[e]; }));
+                     Index count_total, Index tokens, Index groups, Index E) {
+  for_each_row(groups, E, [=] WIDENET_KERNEL(Index g, Team team) {
+    const std::int32_t* const count_g = count + g * E;
+    const T sum = T(team.sum<std::int32_t>(E, [=](Index e) { return count_g[e]; }));
     const T total = count_total > 0 ? T(count_total) : sum > T(0) ? sum : T(1);
     const T N = tokens > 0 ? T(tokens) : sum > T(0) ? sum : T(1);
-    const auto f = [=](Index e) { return T(count[e]) / total; };
-    const T dot = team.sum<T>(E, [=](Index e) { return f(e) * (importance[e] / N); });
-    team.each(E, [=](Index e) { slope[e] = T(E) * f(e) / N; });
-    if (team.first()) loss[0] = T(E) * dot;
+    const auto f = [=](Index e) { return T(count_g[e]) / total; };
+    const T dot = team.sum<T>(E, [=](Index e) { return f(e) * (importance[g * E + e] / N); });
+    team.each(E, [=](Index e) { slope[g * E + e] = T(E) * f(e) / N; });
+    if (team.first()) loss[g] = T(E) * dot;
   });
 }
-/// loss = variance(I) / mean(I)^2 of the importance I, with the sum of squares divided by E - ddof.
+/// For every group: loss = variance(I) / mean(I)^2 of the importance I, with the sum of squares
+/// divided by E - ddof.
 template <class T>
-void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Index E) {
-  for_each_row(1, 1, [=] WIDENET_KERNEL(Index, Team team) {
+void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Index groups, Index E) {
+  for_each_row(groups, E, [=] WIDENET_KERNEL(Index g, Team team) {
+    const T* const I = importance + g * E;
     const T n = T(E - ddof > 0 ? E - ddof : 1);
-    const T mean = team.sum<T>(E, [=](Index e) { return importance[e]; }) / T(E);
-    const auto off = [=](Index e) { return importance[e] - mean; };
+    const T mean = team.sum<T>(E, [=](Index e) { return I[e]; }) / T(E);
+    const auto off = [=](Index e) { return I[e] - mean; };
     const T variance = team.sum<T>(E, [=](Index e) { return off(e) * off(e); }) / n;
     team.each(E, [=](Index e) {
-      slope[e] = T(2) * (off(e) / n - variance / (mean * T(E))) / (mean * mean);
+      slope[g * E + e] = T(2) * (off(e) / n - variance / (mean * T(E))) / (mean * mean);
     });
-    if (team.first()) loss[0] = variance / (mean * mean);
+    if (team.first()) loss[g] = variance / (mean * mean);
   });
 }
+/// dp[n, e] = factor dloss slope[g, e] for the N tokens n of every group g.
 template <class T>
-void balance_backward(Sink<T> dp, const T* dloss, const T* slope, Index N, Index E) {
-  for_each(N * E, [=] WIDENET_KERNEL(Index i) { dp.put(i, dloss[0] * slope[i % E]); });
+void balance_backward(Sink<T> dp, const T* dloss, const T* slope, T factor, Index groups, Index N,
+                      Index E) {
+  for_each(groups * N * E, [=] WIDENET_KERNEL(Index i) {
+    dp.put(i, factor * dloss[0] * slope[i / (N * E) * E + i % E]);
+  });
+}
+/// w[n, e] = Phi((z[n, e] - threshold) / s), the threshold the noisy logit of the last choice of n.
+template <class T>
+void win_forward(T* w, const T* z, const T* noise, const std::int32_t* expert, T s, Index N,
+                 Index E, Index K) {
+  for_each(N * E, [=] WIDENET_KERNEL(Index i) {
+    const Index last = i / E * E + expert[i / E * K + K - 1];
+    const T u = (z[i] - (z[last] + (noise ? noise[last] : T(0)))) / s;
+    w[i] = T(0.5) * (T(1) + math::erf(u * T(0.7071067811865476)));
+  });
+}
+/// dz[n, e] = q[n, e] - [e is the last choice] sum over i of q[n, i],   q = dw phi(u) / s
+template <class T>
+void win_backward(Sink<T> dz, const T* dw, const T* z, const T* noise, const std::int32_t* expert,
+                  T s, Index N, Index E, Index K) {
+  for_each_row(N, E, [=] WIDENET_KERNEL(Index n, Team team) {
+    const Index last = expert[n * K + K - 1];
+    const T threshold = z[n * E + last] + (noise ? noise[n * E + last] : T(0));
+    const auto q = [=](Index e) {
+      const T u = (z[n * E + e] - threshold) / s;
+      return dw[n * E + e] * (T(0.3989422804014327) / s) * math::exp(T(-0.5) * u * u);
+    };
+    const T total = team.sum<T>(E, q);
+    team.each(E, [=](Index e) { dz.put(n * E + e, e == last ? q(e) - total : q(e)); });
+  });
+}
+/// loss[n] = logsumexp(z_n)^2
+template <class T>
+void z_loss_forward(T* loss, T* log_sum, const T* z, Index N, Index E) {
+  for_each_row(N, E, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T largest = team.max<T>(E, [=](Index e) { return z[n * E + e]; });
+    const T sum = team.sum<T>(E, [=](Index e) { return math::exp(z[n * E + e] - largest); });
+    const T total = largest + math::log(sum);
+    if (team.first()) log_sum[n] = total, loss[n] = total * total;
+  });
+}
+/// dz = dloss 2 logsumexp(z_n) softmax(z_n) / N
+template <class T>
+void z_loss_backward(Sink<T> dz, const T* dloss, const T* z, const T* log_sum, Index N, Index E) {
+  for_each(N * E, [=] WIDENET_KERNEL(Index i) {
+    const T total = log_sum[i / E];
+    dz.put(i, dloss[0] * T(2) * total / T(N) * math::exp(z[i] - total));
+  });
 }
 
 /// slots[e, c, :] = factor x[n, :] for the choice (n, k) in slot c of expert e; 0 in empty slots.
@@ -2140,6 +2256,27 @@ void gate_backward(Sink<T> dgate, const T* dy, const T* slots, const std::int32_
     const T* const dy_n = dy + nk / K * D;
     const T* const x = slots + (expert[nk] * C + (slot[nk] < 0 ? 0 : slot[nk])) * D;
     const T dot = slot[nk] < 0 ? T(0) : team.sum<T>(D, [=](Index d) { return dy_n[d] * x[d]; });
+    if (team.first()) dgate.put(nk, dot);
+  });
+}
+/// y[n, :] = x[n, :] * sum of gate[n, k] over the dropped k
+template <class T>
+void dropped_forward(Sink<T> y, const T* x, const T* gate, const std::int32_t* slot, Index N,
+                     Index K, Index D) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
+    T factor = 0;
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk) factor += slot[nk] < 0 ? gate[nk] : T(0);
+    const T total = factor;
+    team.each(D, [=](Index d) { y.put(n * D + d, total * x[n * D + d]); });
+  });
+}
+/// dgate[n, k] = dot(dy[n, :], x[n, :]) where dropped, else 0.
+template <class T>
+void dropped_gate_backward(Sink<T> dgate, const T* dy, const T* x, const std::int32_t* slot,
+                           Index num_choices, Index K, Index D) {
+  for_each_row(num_choices, D, [=] WIDENET_KERNEL(Index nk, Team team) {
+    const T *const dy_n = dy + nk / K * D, *const x_n = x + nk / K * D;
+    const T dot = slot[nk] >= 0 ? T(0) : team.sum<T>(D, [=](Index d) { return dy_n[d] * x_n[d]; });
     if (team.first()) dgate.put(nk, dot);
   });
 }
@@ -2316,22 +2453,25 @@ void sgd_step(T* w, T* m, const T* g, T rate, T momentum, T decay, Index n) {
 /// m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 /// w -= rate (correct1 m / (sqrt(correct2 v) + eps) + decay w),  correct = 1 / (1 - beta^t)
 template <class T>
-void adamw_step(T* w, T* m, T* v, const T* g, T rate, T beta1, T beta2, T eps, T decay, T correct1,
-                T correct2, Index n) {
+void adamw_step(T* w, T* m, T* v, const T* g, T rate, double beta1, double beta2, T eps, T decay,
+                T correct1, T correct2, Index n) {
+  // In float 1 - T(0.999) is off by 1e-5, T(1 - 0.999) is not.
+  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
   for_each(n, [=] WIDENET_KERNEL(Index i) {
-    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
-    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    m[i] = old1 * m[i] + new1 * g[i];
+    v[i] = old2 * v[i] + new2 * g[i] * g[i];
     w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
   });
 }
 
 /// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  with m, v and correct as in adamw_step
 template <class T>
-void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, T beta1, T beta2, T eps, T decay,
-                    T correct1, T correct2, Index n) {
+void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, double beta1, double beta2, T eps,
+                    T decay, T correct1, T correct2, Index n) {
+  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
   for_each(n, [=] WIDENET_KERNEL(Index i) {
-    m[i] = beta1 * m[i] + (T(1) - beta1) * g[i];
-    v[i] = beta2 * v[i] + (T(1) - beta2) * g[i] * g[i];
+    m[i] = old1 * m[i] + new1 * g[i];
+    v[i] = old2 * v[i] + new2 * g[i] * g[i];
     u[i] = correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
   });
 }
@@ -3258,7 +3398,8 @@ struct Attention {
   }
 };
 
-/// The dense feed-forward network: y = gelu(x W1 + b1) W2 + b2, dropout after each product.
+/// The dense feed-forward network: y = gelu(x W1 + b1) W2 + b2, dropout after each product;
+/// with gelu_at_output gelu(y) in place of y.
 template <class T>
 struct FeedForward {
   Linear<T> fc1, fc2;
@@ -3267,10 +3408,11 @@ struct FeedForward {
       : fc1(parameters, name + ".fc1", width, hidden, 1e-6),
         fc2(parameters, name + ".fc2", hidden, width, 1e-6) {}
   Tensor<T> operator()(const Tensor<T>& x, Gelu form, double dropout_fraction,
-                       const Training* training, Index block) const {
+                       const Training* training, Index block, bool gelu_at_output = false) const {
     const Tensor<T> hidden = dropout_in(training, Purpose::hidden_dropout, block,
                                         gelu(fc1(x), form), dropout_fraction);
-    return dropout_in(training, Purpose::output_dropout, block, fc2(hidden), dropout_fraction);
+    const Tensor<T> y = gelu_at_output ? gelu(fc2(hidden), form) : fc2(hidden);
+    return dropout_in(training, Purpose::output_dropout, block, y, dropout_fraction);
   }
 };
 
@@ -3282,11 +3424,38 @@ struct FeedForward {
 // choice queues up for a slot of its expert, and is dropped if there is none left; the experts work
 // on what stands in their slots; the results go back to the tokens, weighted by the gates.
 
-/// The law of the noise on the router logits in training.
-///   none                   z
-///   one_over_experts       z + n / E,    n ~ N(0, 1)     the authors of WideNet, V-MoE
-///   one_over_experts_squared  z + n / E^2                Colossal-AI
-enum class RouterNoise { none, one_over_experts, one_over_experts_squared };
+/// The law of the router's noise in training, s being the convention's noise_scale.
+///   none
+///   one_over_experts          z + (s / E) n,   n ~ N(0, 1)         the authors of WideNet, V-MoE
+///   one_over_experts_squared  z + (s / E^2) n                      Colossal-AI
+///   uniform                   z + s u,   u uniform in (-1, 1)      keras-io, FastMoE
+///   gumbel                    z + s g,   g = -log(-log(u)), u uniform in (0, 1)    DeepSpeed
+///   jitter                    z = (x (1 + s u)) w                  Mesh TF, DeepSpeed
+///   jitter_in_place           the same, and the experts see x (1 + s u), too       HF Switch
+enum class RouterNoise {
+  none, one_over_experts, one_over_experts_squared, uniform, gumbel, jitter, jitter_in_place
+};
+
+/// What a result is weighted by.
+///   raw                       p[n, e(n, k)]                  the authors of WideNet, V-MoE, Switch
+///   renormalized              p / (sum of p over the K choices + eps)    Mixtral, Mesh TF, Tutel
+///   renormalized_after_drop   the sum over the choices that have a slot  DeepSpeed
+enum class GateRule { raw, renormalized, renormalized_after_drop };
+
+/// How many slots an expert has for N tokens, before rounding to a multiple and a minimum.
+///   choices_over_experts  round(factor K N / E)                    the authors of WideNet   [eq 3]
+///   tokens_over_experts   round(factor N / E), whatever K          Mesh TF, keras-io, labml
+///   shares_first          K round(factor ceil(N / E))              Tutel
+///   tokens_first          round(ceil(factor N) K / E)              FastMoE
+///   single_precision      ceil(N / E * (factor K)), in floats      DeepSpeed
+///   absolute              capacity_slots                           HF Switch
+///   dropless              N                                        Mixtral
+enum class CapacityRule {
+  choices_over_experts, tokens_over_experts, shares_first, tokens_first, single_precision, absolute,
+  dropless
+};
+
+enum class Rounding { floor, ceil };
 
 /// Who is served first when an expert has fewer slots than choices.
 ///   token_major         token 0 with all its choices, then token 1, ...
@@ -3295,6 +3464,9 @@ enum class RouterNoise { none, one_over_experts, one_over_experts_squared };
 ///   highest_gate        the choices in order of their gates
 ///   random              the choices in an order drawn anew at every step
 enum class Priority { token_major, choice_major, batch_priority, highest_gate, random };
+
+/// What a dropped choice adds to its token: nothing, or gate * x (HF Switch until 2025, labml).
+enum class DroppedValue { zero, gated_input };
 
 /// How load and importance make up the balance loss of a block. With N tokens, choices counted
 /// before dropping, and P[e] = mean over n of p[n, e]:
@@ -3305,37 +3477,174 @@ enum class Priority { token_major, choice_major, batch_priority, highest_gate, r
 ///   after_drop_both  the same, with the sum of p also divided by all kept        FastMoE
 ///   importance           (deviation / mean)^2 of sum over n of p[n, e], divided by E    V-MoE
 ///   importance_unbiased  the same, divided by E - 1                                     Tutel
+///   load             as importance, with w[n, e] in place of p[n, e]: the probability that new
+///                    noise would lift z[n, e] above the K-th largest noisy logit of n    V-MoE
+///   z_loss           mean over n of (log sum over e of exp z[n, e])^2      Mesh TF, HF Switch
 enum class BalanceRule {
-  khot_over_k, khot_sum, switch_top1, after_drop, after_drop_both, importance, importance_unbiased
+  khot_over_k, khot_sum, switch_top1, after_drop, after_drop_both, importance, importance_unbiased,
+  load, z_loss
 };
 
-enum class Rounding { floor, ceil };
+/// The losses of several routings make one: their sum (the authors), their mean (HF Switch), or the
+/// loss of all their tokens together, as if of one routing (HF Mixtral).
+enum class Reduction { sum, mean, together };
 
 /// What implementations of mixtures of experts disagree about.
 struct Conventions {
+  bool router_bias = false;              // z = x w + b
   RouterNoise noise = RouterNoise::one_over_experts;
-  Priority priority = Priority::token_major;
-  BalanceRule balance = BalanceRule::khot_over_k;
+  double noise_scale = 1;
+  bool first_choice_sees_noise = true;   // false: noise decides about the other choices only
+  bool gate_sees_noise = true, balance_sees_noise = true;
+  GateRule gate = GateRule::raw;
+  double gate_eps = 0;                   // of a renormalised gate
+  double second_choice_threshold = 0;    // in training a choice after the first asks for a slot
+                                         // with probability min(1, gate / threshold); 0: always
+  CapacityRule capacity = CapacityRule::choices_over_experts;
   Rounding capacity_rounding = Rounding::floor;
-  Index unusable_slots = 0;  // 1: of C slots the last is never filled, as in the authors' code
+  Index capacity_multiple = 1, capacity_minimum = 1, capacity_slots = 64;
+  Index capacity_sequences = 0;          // so many share the C slots, and the balance loss is the
+                                         // mean over such groups; 0: the whole batch is one group
+  Index unusable_slots = 0;              // 1: of C slots the last is never filled
+  Priority priority = Priority::token_major;
+  DroppedValue dropped = DroppedValue::zero;
+  BalanceRule balance = BalanceRule::khot_over_k;
+  Reduction reduction = Reduction::sum;
 
   /// The equations of the paper; what it leaves open as in its authors' code.
   static Conventions paper() { return {}; }
+  /// XueFuzhao/WideNet_Code: counts from one and compares with <, so one slot stays empty.
+  static Conventions author_tf() {
+    Conventions c;
+    c.unusable_slots = 1;
+    return c;
+  }
+  /// Colossal-AI 2023, Titans.
+  static Conventions colossal() {
+    Conventions c = served_by_choice(BalanceRule::khot_over_k);
+    c.noise = RouterNoise::one_over_experts_squared;
+    c.capacity_multiple = 2, c.capacity_minimum = 4;
+    return c;
+  }
+  /// google-research/vmoe; with its batch priority set `priority`.
+  static Conventions vmoe() {
+    Conventions c = served_by_choice(BalanceRule::switch_top1);
+    c.capacity_rounding = Rounding::ceil;
+    c.capacity_multiple = 4, c.capacity_sequences = 8;
+    return c;
+  }
+  /// tensorflow/mesh, top-2 gating with the policy "random" for the second expert.
+  static Conventions mesh_top2() {
+    Conventions c = served_by_choice(BalanceRule::switch_top1);
+    c.noise = RouterNoise::none;
+    c.gate = GateRule::renormalized, c.gate_eps = 1e-9, c.second_choice_threshold = 0.2;
+    c.capacity = CapacityRule::tokens_over_experts;
+    c.capacity_minimum = 4, c.capacity_sequences = 1;
+    return c;
+  }
+  /// microsoft/DeepSpeed, top2gating; it draws the second expert in evaluation, too.
+  static Conventions deepspeed_top2() {
+    Conventions c = served_by_choice(BalanceRule::switch_top1);
+    c.noise = RouterNoise::gumbel;
+    c.first_choice_sees_noise = c.gate_sees_noise = c.balance_sees_noise = false;
+    c.gate = GateRule::renormalized_after_drop;
+    c.capacity = CapacityRule::single_precision, c.capacity_minimum = 4;
+    return c;
+  }
+  /// microsoft/tutel; its gate_noise is our noise_scale.
+  static Conventions tutel() {
+    Conventions c = served_by_choice(BalanceRule::switch_top1);
+    c.gate = GateRule::renormalized;
+    c.capacity = CapacityRule::shares_first;
+    return c;
+  }
+  /// huggingface/transformers, Mixtral.
+  static Conventions mixtral() {
+    Conventions c;
+    c.noise = RouterNoise::none;
+    c.gate = GateRule::renormalized;
+    c.capacity = CapacityRule::dropless;
+    c.balance = BalanceRule::khot_sum, c.reduction = Reduction::together;
+    return c;
+  }
+  /// huggingface/transformers, SwitchTransformers: K = 1.
+  static Conventions hf_switch() {
+    Conventions c;
+    c.noise = RouterNoise::jitter_in_place, c.noise_scale = 0.01;
+    c.capacity = CapacityRule::absolute, c.capacity_sequences = 1;
+    c.balance = BalanceRule::switch_top1, c.reduction = Reduction::mean;
+    return c;
+  }
+  /// The presets by name.
+  static std::map<std::string, Conventions> presets() {
+    return {{"paper", paper()},         {"author_tf", author_tf()},
+            {"colossal", colossal()},   {"vmoe", vmoe()},
+            {"mesh_top2", mesh_top2()}, {"deepspeed_top2", deepspeed_top2()},
+            {"tutel", tutel()},         {"mixtral", mixtral()},
+            {"hf_switch", hf_switch()}};
+  }
+
+  bool is_jittered() const {
+    return noise == RouterNoise::jitter || noise == RouterNoise::jitter_in_place;
+  }
+  /// The standard deviation of normal noise on the logits; 0 under another law.
+  double noise_deviation(Index E) const {
+    return noise == RouterNoise::one_over_experts           ? noise_scale / double(E)
+           : noise == RouterNoise::one_over_experts_squared ? noise_scale / double(E * E)
+                                                            : 0;
+  }
+
+ private:
+  static Conventions served_by_choice(BalanceRule rule) {
+    Conventions c;
+    c.priority = Priority::choice_major, c.balance = rule;
+    return c;
+  }
 };
 
-/// The capacity of an expert, in integers.    [eq 3]
+/// What cannot be learned with K of E experts under these conventions, in plain words.
+inline std::vector<std::string> warnings(const Conventions& c, Index K, Index E) {
+  std::vector<std::string> found;
+  if (K == 1 && c.gate != GateRule::raw)
+    found.push_back(
+        "with K = 1 a renormalised gate is always 1: the router learns nothing from the task");
+  if (K == E && (c.balance == BalanceRule::khot_over_k || c.balance == BalanceRule::khot_sum))
+    found.push_back("with K = E every expert has every token: the balance loss is constant");
+  return found;
+}
+
+/// The capacity of an expert, in integers but where a float is imitated; [eq 3] under the paper's.
 ///
-///   C = max(1, floor(factor K N / E))
+///   C = max(minimum, factor K N / E, or another formula, rounded)
 ///
 ///   Errors    ValueError if an argument is not positive
 ///   Differs   the paper prints factor K N without the division, which would never drop anything
-inline Index expert_capacity(Rational factor, Index K, Index N, Index E,
-                             Rounding rounding = Rounding::floor) {
+inline Index expert_capacity(const Conventions& c, Rational factor, Index K, Index N, Index E) {
   require<ValueError>(factor.numerator > 0 && factor.denominator > 0 && K > 0 && N > 0 && E > 0,
                       "expert_capacity: factor, K, N and E must be positive; got ", factor, ", ", K,
                       ", ", N, ", ", E);
-  const Index above = factor.numerator * K * N, below = factor.denominator * E;
-  return std::max<Index>(1, (above + (rounding == Rounding::ceil ? below - 1 : 0)) / below);
+  const Index above = factor.numerator, below = factor.denominator, m = c.capacity_multiple;
+  const auto up = [](Index a, Index b) { return (a + b - 1) / b; };
+  const auto divide = [&](Index a, Index b) {
+    return c.capacity_rounding == Rounding::ceil ? up(a, b) : a / b;
+  };
+  Index C = N;  // dropless
+  if (c.capacity == CapacityRule::choices_over_experts) C = divide(above * K * N, below * E);
+  if (c.capacity == CapacityRule::tokens_over_experts) C = divide(above * N, below * E);
+  if (c.capacity == CapacityRule::shares_first) C = K * divide(above * up(N, E), below);
+  if (c.capacity == CapacityRule::tokens_first) C = divide(up(above * N, below) * K, E);
+  if (c.capacity == CapacityRule::absolute) C = c.capacity_slots;
+  if (c.capacity == CapacityRule::single_precision) {
+    const double tokens = double(N) / double(E), weight = double(above) / double(below) * double(K);
+    C = static_cast<Index>(std::ceil(static_cast<float>(tokens) * static_cast<float>(weight)));
+  }
+  return std::max<Index>({1, c.capacity_minimum, up(C, m) * m});
+}
+inline Index expert_capacity(Rational factor, Index K, Index N, Index E,
+                             Rounding rounding = Rounding::floor) {
+  Conventions c;
+  c.capacity_rounding = rounding;
+  return expert_capacity(c, factor, K, N, E);
 }
 
 /// Where the N*K choices of a block go. Choice k of token n stands in slot[n*K + k] of expert
@@ -3345,13 +3654,17 @@ template <class T>
 struct Routing {
   Index N = 0, K = 0, E = 0;
   Index C = 0;                             // slots of an expert, as a buffer
-  Tensor<T> logits, probabilities;         // (N, E)
+  Index groups = 1;                        // of tokens that share capacity
+  Tensor<T> logits, probabilities;         // (N, E), without noise; with it, as the choice sees it
+  Tensor<T> balance_probabilities;         // (N, E), as the balance loss sees them
   Buffer<T> noise;                         // (N, E), empty in evaluation
+  Buffer<T> jitter;                        // (N, D), factors of x, empty but for such a convention
+  double noise_deviation = 0;              // of normal noise
   Tensor<T> gate;                          // (N, K)
   Buffer<std::int32_t> expert, slot;       // (N, K)
   Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
   Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
-  Buffer<T> importance;                    // (E): sum over n of p[n, e]
+  Buffer<T> importance;                    // (E): sum over n of balance_probabilities[n, e]
   Buffer<std::int32_t> token;              // (N): which token of the batch n is; empty: token n
 
   std::vector<bool> dropped() const {
@@ -3375,12 +3688,14 @@ struct Replay {
   };
   std::vector<Choices> choices;  // one per routing block, or empty
   std::vector<Buffer<T>> noise;  // (N, E), one per routing block, or empty
+  std::vector<Buffer<T>> jitter;  // (N, D), likewise
 
   static Replay of(const std::vector<Routing<T>>& routings) {
     Replay replay;
     for (const Routing<T>& r : routings) {
       replay.choices.push_back({r.expert, r.slot});
       replay.noise.push_back(r.noise);
+      replay.jitter.push_back(r.jitter);
     }
     return replay;
   }
@@ -3407,23 +3722,29 @@ struct RouteOptions {
   Index K = 2;
   Rational capacity_factor{6, 5};
   Conventions conventions;
+  Index group_tokens = 0;  // so many neighbours share capacity; 0: all N
 };
 
-/// Router logits: z = x w, without bias. Every logit is one chain of fused multiply-adds over d, in
-/// order, on the CPU and on the GPU, so that no choice depends on who multiplies.
+/// Router logits: z = x w, plus a bias if there is one. Every logit is one chain of fused
+/// multiply-adds over d, in order, on the CPU and on the GPU, so that no choice depends on who
+/// multiplies.
 ///
-///   Shapes    x (N, D), w (D, E)  ->  z (N, E)
-///   Source    authors' code; the paper's f(x)
-///   Differs   HF Switch and others compute it in float whatever the model's type; some add a bias
+///   Shapes    x (N, D), w (D, E), bias (E) or left out  ->  z (N, E)
+///   Source    authors' code; the paper's f(x), which has no bias
+///   Differs   HF Switch and others compute it in float whatever the model's type
 template <class T>
-Tensor<T> router_logits(const Tensor<T>& x, const Tensor<T>& w) {
+Tensor<T> router_logits(const Tensor<T>& x, const Tensor<T>& w, const Tensor<T>& bias = {}) {
   const Shape &s = x.shape(), &t = w.shape();
   require<ShapeError>(s.rank() == 2 && t.rank() == 2 && s[1] == t[0],
                       "router_logits: x (N, D) and w (D, E) must share D; got ", s, ", ", t);
   const Index N = s[0], D = s[1], E = t[1];
+  require<ShapeError>(!bias || bias.shape() == Shape{E}, "router_logits: bias must be (E) = ",
+                      Shape{E}, "; got ", (bias ? bias : x).shape());
   const Tensor<T> z(Shape{N, E});
   gemm_in_order(N, E, D, x.data(), w.data(), z.data());
-  z.record("router_logits", {x, w}, [x, w, N, D, E](const Buffer<T>& dz) {
+  if (bias) kernel::add_periodic(z.data(), z.data(), bias.data(), E, N * E);
+  z.record("router_logits", {x, w, bias}, [x, w, bias, N, D, E](const Buffer<T>& dz) {
+    if (bias && bias.needs_gradient()) kernel::add_rows(bias.sink(), dz.data(), N, E);
     if (x.needs_gradient()) {
       const Sink<T> dx = x.sink();
       gemm(false, true, N, D, E, dz.data(), E, w.data(), E, dx.beta(), dx.data, D);
@@ -3458,8 +3779,6 @@ Tensor<T> router_probabilities(const Tensor<T>& z, const Buffer<T>& noise = {}) 
 ///
 ///   Shapes    p (N, E), expert N*K integers in [0, E)  ->  gate (N, K)
 ///   Backward  dp[n, e] = dgate[n, k] where e was choice k of n, 0 elsewhere
-///   Differs   Mixtral, Mesh TF and Tutel divide by the sum over k; with K = 1 that gate is always
-///             1, and the router gets no gradient from the task
 template <class T>
 Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, Index K) {
   const Index N = p.shape()[0], E = p.shape()[1];
@@ -3473,15 +3792,37 @@ Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, I
   return gate;
 }
 
+/// y[n, k] = gate[n, k] / (sum over k of gate[n, k] + eps). If slots are given, choices without a
+/// slot neither count nor get anything. With K = 1 every y is 1, and the router gets no gradient.
+///
+///   Shapes    gate (N, K), slot N*K integers or none  ->  y (N, K)
+///   Backward  dgate[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (sum + eps)
+///   Source    Mixtral, Mesh TF, Tutel; with slots DeepSpeed
+template <class T>
+Tensor<T> renormalize(const Tensor<T>& gate, const Buffer<std::int32_t>& slot, double eps) {
+  const Index N = gate.shape()[0], K = gate.shape()[1];
+  require<ShapeError>(slot.size() == 0 || slot.size() == N * K,
+                      "renormalize: there must be N * K = ", N * K, " slots or none; got ",
+                      slot.size());
+  const Tensor<T> y(gate.shape());
+  kernel::renormalize_forward(y.data(), gate.data(), slot.data(), T(eps), N, K);
+  y.record("renormalize", {gate}, [=, value = y.value()](const Buffer<T>& dy) {
+    kernel::renormalize_backward(gate.sink(), dy.data(), value.data(), gate.data(), slot.data(),
+                                 T(eps), N, K);
+  });
+  return y;
+}
+
 namespace detail {
 
-/// The order in which choices are served, or an empty buffer if it is that of their numbers.
+/// The order in which choices are served, group by group, or an empty buffer if it is that of their
+/// numbers.
 template <class T>
 Buffer<std::int32_t> order_of_priority(Priority priority, const Routing<T>& r, const Rng* rng) {
   if (priority == Priority::token_major) return {};
   const Buffer<std::int32_t> order(r.N * r.K);
   const bool by_token = priority == Priority::choice_major || priority == Priority::batch_priority;
-  const Index n = by_token ? r.N : r.N * r.K;
+  const Index n = by_token ? r.N : r.N * r.K, group = n / r.groups;
   const Buffer<T> key(n);
   if (priority == Priority::choice_major || (priority == Priority::random && !rng))
     kernel::fill(key.data(), T(0), n);
@@ -3491,16 +3832,14 @@ Buffer<std::int32_t> order_of_priority(Priority priority, const Routing<T>& r, c
     copy(key.data(), r.gate.data(), static_cast<std::size_t>(n) * sizeof(T));
   else
     kernel::fill_uniform(key.data(), *rng, T(0), T(1), n);
-  if (!by_token) return kernel::order_by_key(order.data(), key.data(), n), order;
-  const Buffer<std::int32_t> tokens(n);
-  kernel::order_by_key(tokens.data(), key.data(), n);
-  kernel::order_choices_of(order.data(), tokens.data(), r.N, r.K);
+  const Buffer<std::int32_t> first = by_token ? Buffer<std::int32_t>(n) : order;
+  for (Index i = 0; i < n; i += group) {
+    kernel::order_by_key(first.data() + i, key.data() + i, i, group);
+    if (by_token)
+      kernel::order_choices_of(order.data() + i * r.K, first.data() + i, group, r.K);
+  }
   return order;
 }
-
-}  // namespace detail
-
-namespace detail {
 
 /// A replay comes from outside: its experts and slots must exist, no slot may be used twice, and
 /// the slots of an expert must be filled from the first on.
@@ -3535,8 +3874,12 @@ void require_valid_choices(const typename Replay<T>::Choices& choices, const Rou
 ///   p = softmax(logits + noise);  e(n, k) = the k-th largest of p[n, :], ties to the lower index
 ///   slot(n, k) = number of choices of e(n, k) served before (n, k), or -1 if that is >= C  [eq 3]
 ///
+/// That is the paper's convention. Where groups of tokens share capacity, each group counts from 0,
+/// and an expert has C slots for each group.
+///
 ///   Shapes    logits (N, E), noise N*E values or none
-///   Errors    ShapeError if logits are not (N, E); ValueError unless 1 <= K <= E and N >= 1
+///   Errors    ShapeError if logits are not (N, E); ValueError unless 1 <= K <= E and N >= 1, and
+///             if the groups do not divide N
 ///   Source    authors' code; V-MoE, vmoe/moe.py
 template <class T>
 Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buffer<T>& noise = {},
@@ -3550,76 +3893,181 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                       "route: 1 <= K <= E and N >= 1 must hold; got K = ", r.K, ", E = ", r.E,
                       ", N = ", r.N);
   const Conventions& rules = options.conventions;
-  const Index capacity =
-      expert_capacity(options.capacity_factor, r.K, r.N, r.E, rules.capacity_rounding);
-  const Index usable = std::max<Index>(0, capacity - rules.unusable_slots);
-  r.C = std::min(capacity, r.N);  // an expert gets each token at most once
+  const Index group = options.group_tokens > 0 ? options.group_tokens : r.N;
+  require<ValueError>(r.N % group == 0, "route: group_tokens must divide N; got ", group, ", ",
+                      r.N);
+  r.groups = r.N / group;
+  const Index capacity = expert_capacity(rules, options.capacity_factor, r.K, group, r.E);
+  const Index usable = std::min(std::max<Index>(0, capacity - rules.unusable_slots), group);
+  r.C = std::min(capacity, group) * r.groups;  // an expert gets each token at most once
   r.logits = logits;
   r.noise = noise;
+  r.noise_deviation = rules.noise_deviation(r.E);
   r.probabilities = router_probabilities(logits, noise);
+  const bool is_seen_by_all =
+      rules.first_choice_sees_noise && rules.gate_sees_noise && rules.balance_sees_noise;
+  const Tensor<T> clean =
+      is_seen_by_all || noise.size() == 0 ? r.probabilities : router_probabilities(logits);
+  r.balance_probabilities = rules.balance_sees_noise ? r.probabilities : clean;
   r.choice_of_slot = Buffer<std::int32_t>(r.E * r.C);
   r.load = Buffer<std::int32_t>(r.E), r.kept = Buffer<std::int32_t>(r.E);
+  const auto gates = [&] {
+    r.gate = select_gates(rules.gate_sees_noise ? r.probabilities : clean, r.expert, r.K);
+  };
+  const auto renormalize_gates = [&](GateRule now, const Buffer<std::int32_t>& slot) {
+    if (rules.gate == now) r.gate = renormalize(r.gate, slot, rules.gate_eps);
+  };
   if (replay) {
     require<ShapeError>(replay->expert.size() == r.N * r.K && replay->slot.size() == r.N * r.K,
                         "route: a replay must have N * K = ", r.N * r.K, " choices; got ",
                         replay->expert.size(), " experts, ", replay->slot.size(), " slots");
     detail::require_valid_choices<T>(*replay, r);
     r.expert = replay->expert, r.slot = replay->slot;
-    r.gate = select_gates(r.probabilities, r.expert, r.K);
+    gates();
+    renormalize_gates(GateRule::renormalized, {});
     kernel::replay_slots(r.choice_of_slot.data(), r.load.data(), r.kept.data(), r.expert.data(),
                          r.slot.data(), r.N * r.K, r.E, r.C);
   } else {
     r.expert = Buffer<std::int32_t>(r.N * r.K), r.slot = Buffer<std::int32_t>(r.N * r.K);
-    kernel::top_k(r.expert.data(), r.probabilities.data(), r.N, r.E, r.K);
-    r.gate = select_gates(r.probabilities, r.expert, r.K);
+    Buffer<T> score = r.probabilities.value();
+    if (!rules.first_choice_sees_noise) {
+      score = score.clone();
+      kernel::prefer_best(score.data(), clean.data(), r.N, r.E);
+    }
+    kernel::top_k(r.expert.data(), score.data(), r.N, r.E, r.K);
+    gates();
     const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
+    renormalize_gates(GateRule::renormalized, {});
+    Buffer<std::int32_t> asking = r.expert;
+    if (rules.second_choice_threshold > 0 && priority_rng) {
+      asking = Buffer<std::int32_t>(r.N * r.K);
+      kernel::refuse_choices(asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
+                             *priority_rng, T(rules.second_choice_threshold), r.N * r.K, r.K);
+    }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
-                         r.expert.data(), order.data(), r.N * r.K, r.E, r.C,
-                         std::min(usable, r.C));
+                         asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, usable);
   }
+  renormalize_gates(GateRule::renormalized_after_drop, r.slot);
   r.importance = Buffer<T>(r.E);
-  kernel::add_rows(Sink<T>{r.importance.data(), false}, r.probabilities.data(), r.N, r.E);
+  kernel::add_rows(Sink<T>{r.importance.data(), false}, r.balance_probabilities.data(), r.N, r.E);
   return r;
 }
 
-/// The balance loss of one routing; 1 if the load is perfectly balanced (khot_over_k).    [eq 4]
+namespace detail {
+
+/// The probability that noise, drawn again, would lift a logit above the K-th largest noisy logit.
+///
+///   w[n, e] = Phi((z[n, e] - z'[n, e(n, K-1)]) / deviation),   z' = z + noise
+///
+///   Source    V-MoE, vmoe/nn/routing.py, _load_auxiliary_loss
+template <class T>
+Tensor<T> win_probabilities(const Routing<T>& r) {
+  require<ValueError>(r.noise_deviation > 0,
+                      "balance_loss: the rule load needs normal noise; got deviation ",
+                      r.noise_deviation);
+  const Tensor<T> w(r.logits.shape()), z = r.logits;
+  const Index N = r.N, E = r.E, K = r.K;
+  const T s = T(r.noise_deviation);
+  kernel::win_forward(w.data(), z.data(), r.noise.data(), r.expert.data(), s, N, E, K);
+  w.record("win_probabilities", {z},
+           [z, noise = r.noise, expert = r.expert, s, N, E, K](const Buffer<T>& dw) {
+    kernel::win_backward(z.sink(), dw.data(), z.data(), noise.data(), expert.data(), s, N, E, K);
+  });
+  return w;
+}
+
+}  // namespace detail
+
+/// loss = mean over n of (log sum over e of exp z[n, e])^2: keeps router logits small.
+///
+///   Shapes    z (N, E)  ->  a scalar
+///   Source    Zoph et al., ST-MoE, arXiv 2202.08906, equation 5
+template <class T>
+Tensor<T> z_loss(const Tensor<T>& z) {
+  require<ShapeError>(z.shape().rank() == 2 && z.size() > 0, "z_loss: logits must be (N, E); got ",
+                      z.shape());
+  const Index N = z.shape()[0], E = z.shape()[1];
+  const Buffer<T> losses(N), log_sum(N);
+  const Tensor<T> loss(Shape{});
+  kernel::z_loss_forward(losses.data(), log_sum.data(), z.data(), N, E);
+  kernel::sum_all(loss.data(), losses.data(), T(1) / T(N), N);
+  loss.record("z_loss", {z}, [z, log_sum, N, E](const Buffer<T>& dloss) {
+    kernel::z_loss_backward(z.sink(), dloss.data(), z.data(), log_sum.data(), N, E);
+  });
+  return loss;
+}
+
+/// The balance loss of the tokens of some routings together; the mean over groups, if there are
+/// several. With one routing and the rule khot_over_k it is 1 if the load is balanced.    [eq 4]
 ///
 ///   l = E * sum over e of  m[e] P[e],   m[e] = choices of e before dropping / (N K),
 ///                                       P[e] = mean over n of p[n, e]
 ///
 ///   Backward  dp[n, e] = E m[e] / N: no gradient flows through m
+///   Errors    ValueError if there are no routings, of different sizes, or without noise for `load`
 ///   Source    authors' code; Switch, arXiv 2101.03961, equation 4
 template <class T>
-Tensor<T> balance_loss(const Routing<T>& r, BalanceRule rule = BalanceRule::khot_over_k) {
-  const Tensor<T> loss(Shape{});
-  const Buffer<T> slope(r.E);
-  const Index N = r.N, E = r.E;
-  const auto forward = [&](const Buffer<std::int32_t>& count, Index total, Index tokens) {
-    kernel::balance_forward(loss.data(), slope.data(), count.data(), r.importance.data(), total,
-                            tokens, E);
-  };
-  switch (rule) {
-    case BalanceRule::khot_over_k: forward(r.load, N * r.K, N); break;
-    case BalanceRule::khot_sum: forward(r.load, N, N); break;
-    case BalanceRule::switch_top1: {
-      const Buffer<std::int32_t> first(E);
-      kernel::count_first_choices(first.data(), r.expert.data(), N, E, r.K);
-      forward(first, N, N);
-      break;
-    }
-    case BalanceRule::after_drop: forward(r.kept, 0, N); break;
-    case BalanceRule::after_drop_both: forward(r.kept, 0, 0); break;
-    case BalanceRule::importance:
-    case BalanceRule::importance_unbiased:
-      kernel::importance_forward(loss.data(), slope.data(), r.importance.data(),
-                                 rule == BalanceRule::importance ? 0 : 1, E);
-      break;
+Tensor<T> balance_loss(const std::vector<Routing<T>>& routings,
+                       BalanceRule rule = BalanceRule::khot_over_k) {
+  require<ValueError>(!routings.empty(), "balance_loss: there must be a routing; got none");
+  const Routing<T>& r = routings[0];
+  const Index G = r.groups, N = r.N / G, E = r.E, K = r.K;
+  const Index n = static_cast<Index>(routings.size());
+  for (const Routing<T>& other : routings)
+    require<ValueError>(other.N == r.N && other.E == E && other.K == K && other.groups == G,
+                        "balance_loss: routings must agree in N, E, K and groups; got ", r.N, ", ",
+                        E, ", ", K, ", ", G, " and ", other.N, ", ", other.E, ", ", other.K, ", ",
+                        other.groups);
+  std::vector<Tensor<T>> p;  // of every routing what the loss is a function of
+  if (rule == BalanceRule::z_loss) {
+    Tensor<T> total = z_loss(r.logits);
+    for (Index i = 1; i < n; ++i)
+      total = total + z_loss(routings[static_cast<std::size_t>(i)].logits);
+    return n == 1 ? total : 1 / double(n) * total;
   }
-  const Tensor<T> p = r.probabilities;
-  loss.record("balance_loss", {p}, [p, slope, N, E](const Buffer<T>& dloss) {
-    kernel::balance_backward(p.sink(), dloss.data(), slope.data(), N, E);
+  for (const Routing<T>& each : routings)
+    p.push_back(rule == BalanceRule::load ? detail::win_probabilities(each)
+                                          : each.balance_probabilities);
+  const bool has_after = rule == BalanceRule::after_drop || rule == BalanceRule::after_drop_both;
+  const bool has_first = rule == BalanceRule::switch_top1, is_one = n == 1 && G == 1;
+  Buffer<std::int32_t> count = has_after ? r.kept : r.load;
+  if (!is_one || has_first) {
+    count = Buffer<std::int32_t>(G * E);
+    for (const Routing<T>& each : routings)
+      kernel::count_choices(Sink<std::int32_t>{count.data(), &each != &r}, each.expert.data(),
+                            has_after ? each.slot.data() : nullptr, G, N, E, K, has_first ? 1 : K);
+  }
+  Buffer<T> sums = r.importance;
+  if (!is_one || rule == BalanceRule::load) {
+    sums = Buffer<T>(G * E);
+    for (const Tensor<T>& each : p)
+      for (Index g = 0; g < G; ++g)
+        kernel::add_rows(Sink<T>{sums.data() + g * E, &each != &p[0]}, each.data() + g * N * E, N,
+                         E);
+  }
+  const Tensor<T> loss(Shape{});
+  const Buffer<T> slope(G * E), losses = G == 1 ? loss.value() : Buffer<T>(G);
+  if (rule == BalanceRule::importance || rule == BalanceRule::importance_unbiased ||
+      rule == BalanceRule::load) {
+    kernel::importance_forward(losses.data(), slope.data(), sums.data(),
+                               rule == BalanceRule::importance_unbiased ? 1 : 0, G, E);
+  } else {
+    const Index total = has_after ? 0 : rule == BalanceRule::khot_over_k ? n * N * K : n * N;
+    kernel::balance_forward(losses.data(), slope.data(), count.data(), sums.data(), total,
+                            rule == BalanceRule::after_drop_both ? 0 : n * N, G, E);
+  }
+  if (G > 1) kernel::sum_all(loss.data(), losses.data(), T(1) / T(G), G);
+  loss.record("balance_loss", p, [p, slope, G, N, E](const Buffer<T>& dloss) {
+    for (const Tensor<T>& each : p)
+      if (each.needs_gradient())
+        kernel::balance_backward(each.sink(), dloss.data(), slope.data(), T(1) / T(G), G, N, E);
   });
   return loss;
+}
+/// The balance loss of one routing.
+template <class T>
+Tensor<T> balance_loss(const Routing<T>& r, BalanceRule rule = BalanceRule::khot_over_k) {
+  return balance_loss(std::vector<Routing<T>>{r}, rule);
 }
 
 /// Dispatch: brings the tokens to the slots of the experts that they chose.
@@ -3670,11 +4118,11 @@ struct ExpertDropout {
 ///   Backward  dg = dy w2^T,  dh = dg gelu'(h),  dx = dh w1^T,  dw2 = gelu(h)^T dy,  dw1 = x^T dh,
 ///             db2 = sum of dy,  db1 = sum of dh, over the filled slots of each expert
 ///   Errors    ShapeError if the shapes do not fit together
-///   Differs   the authors' code applies GELU to y, too; the paper's FFN does not
+///   Differs   the authors' code applies GELU to y, too (gelu_at_output); the paper's FFN does not
 template <class T>
 Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, const Tensor<T>& w2,
                   const Tensor<T>& b2, const Routing<T>& r, Gelu form = Gelu::tanh,
-                  const ExpertDropout<T>& drop = {}) {
+                  const ExpertDropout<T>& drop = {}, bool gelu_at_output = false) {
   const Index E = r.E, C = r.C, D = x.shape().last(), F = b1.shape().last();
   require<ShapeError>(x.shape() == Shape({E, C, D}), "experts: x must be (E, C, D) with E = ", E,
                       ", C = ", C, "; got ", x.shape());
@@ -3704,6 +4152,11 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
     gemm_grouped(false, false, E, C, D, F, in(g.data(), F), weight(w2), T(0), out(y.data(), D),
                  row(b2), kept.data());
   }
+  Buffer<T> o;  // y before a GELU
+  if (gelu_at_output) {
+    o = y.value().clone();
+    kernel::expert_gelu_forward(y.data(), o.data(), kept.data(), form, E, C, D);
+  }
   if (drop.is_on)
     kernel::expert_dropout(y.data(), choice.data(), kept.data(), drop.output, E, C, D);
   else
@@ -3714,6 +4167,10 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
     if (drop.is_on) {
       dy = dy_given.clone();
       kernel::expert_dropout(dy.data(), choice.data(), kept.data(), drop.output, E, C, D);
+    }
+    if (gelu_at_output) {
+      if (!drop.is_on) dy = dy_given.clone();
+      kernel::expert_gelu_backward(dy.data(), o.data(), kept.data(), form, E, C, D);
     }
     const Matrix<const T> no_bias{nullptr, 0};
     const T* dy_data = dy.data();
@@ -3788,13 +4245,42 @@ Tensor<T> combine(const Tensor<T>& slots, const Tensor<T>& gate, const Routing<T
   return y;
 }
 
-/// The router of a model or block: w (D, E), Glorot uniform, no bias.
+/// What dropped choices add where the convention is DroppedValue::gated_input.
+///
+///   y[n, :] = x[n, :] * sum over dropped k of gate[n, k]
+///
+///   Shapes    x (N, D), gate (N, K)  ->  y (N, D)
+///   Backward  dx = dy * that sum,  dgate[n, k] = dot(dy[n, :], x[n, :]) where dropped
+///   Errors    ShapeError if x or gate disagrees with the routing
+template <class T>
+Tensor<T> dropped_inputs(const Tensor<T>& x, const Tensor<T>& gate, const Routing<T>& r) {
+  const Index N = r.N, K = r.K, D = x.shape().last();
+  require<ShapeError>(x.shape() == Shape({N, D}) && gate.shape() == Shape({N, K}),
+                      "dropped_inputs: x (N, D) and gate (N, K) must have N = ", N, ", K = ", K,
+                      "; got ", x.shape(), ", ", gate.shape());
+  const Tensor<T> y(x.shape());
+  kernel::dropped_forward(Sink<T>{y.data(), false}, x.data(), gate.data(), r.slot.data(), N, K, D);
+  y.record("dropped_inputs", {x, gate}, [x, gate, slot = r.slot, N, K, D](const Buffer<T>& dy) {
+    const T* const dy_data = dy.data();
+    const T* const g = gate.data();
+    if (x.needs_gradient()) kernel::dropped_forward(x.sink(), dy_data, g, slot.data(), N, K, D);
+    const T* const x_data = x.data();
+    if (gate.needs_gradient())
+      kernel::dropped_gate_backward(gate.sink(), dy_data, x_data, slot.data(), N * K, K, D);
+  });
+  return y;
+}
+
+/// The router of a model or block: w (D, E), Glorot uniform; a bias of 0 if the convention has one.
 template <class T>
 struct Router {
-  Tensor<T> weight;
+  Tensor<T> weight, bias;
   Router() = default;
-  Router(ParameterSet<T>& parameters, const std::string& name, Index width, Index num_experts)
-      : weight(parameters.glorot(name + ".weight", {width, num_experts})) {}
+  Router(ParameterSet<T>& parameters, const std::string& name, Index width, Index num_experts,
+         bool has_bias = false)
+      : weight(parameters.glorot(name + ".weight", {width, num_experts})) {
+    if (has_bias) bias = parameters.constant(name + ".bias", {num_experts}, T(0));
+  }
 };
 
 /// A set of E experts; expert j is slice j of each tensor.
@@ -3809,20 +4295,25 @@ struct Experts {
         fc2_weight(parameters.glorot(name + ".{}.fc2.weight", {num_experts, hidden, width})),
         fc2_bias(parameters.normal(name + ".{}.fc2.bias", {num_experts, width}, 1e-6)) {}
   Tensor<T> operator()(const Tensor<T>& slots, const Routing<T>& routing, Gelu form,
-                       const ExpertDropout<T>& drop) const {
-    return experts(slots, fc1_weight, fc1_bias, fc2_weight, fc2_bias, routing, form, drop);
+                       const ExpertDropout<T>& drop, bool gelu_at_output) const {
+    return experts(slots, fc1_weight, fc1_bias, fc2_weight, fc2_bias, routing, form, drop,
+                   gelu_at_output);
   }
 };
 
-/// The noise on the logits of one block: deviation * N(0, 1), the deviation set by the convention.
+/// The noise on the logits of one block; none under a law of jitter, which is on x.
 template <class T>
-Buffer<T> router_noise(RouterNoise law, Index N, Index E, const Rng& rng) {
-  if (law == RouterNoise::none) return {};
-  const double one_over = 1 / double(E);
+Buffer<T> router_noise(RouterNoise law, Index N, Index E, const Rng& rng, double scale = 1) {
+  Conventions c;
+  c.noise = law, c.noise_scale = scale;
+  if (law == RouterNoise::none || c.is_jittered()) return {};
   const Buffer<T> noise(N * E);
-  kernel::fill_normal(noise.data(), rng,
-                      T(law == RouterNoise::one_over_experts ? one_over : one_over * one_over),
-                      N * E);
+  if (law == RouterNoise::uniform)
+    kernel::fill_uniform(noise.data(), rng, T(-scale), T(scale), N * E);
+  else if (law == RouterNoise::gumbel)
+    kernel::fill_gumbel(noise.data(), rng, T(scale), N * E);
+  else
+    kernel::fill_normal(noise.data(), rng, T(c.noise_deviation(E)), N * E);
   return noise;
 }
 
@@ -3846,12 +4337,14 @@ struct EncoderConfig {
   Index routing_groups = -1;   // blocks that route; the others reuse the routing of the one before
                                // them, in groups of equal depth; -1: every block routes
   Rational capacity_factor{6, 5};
+  Rational evaluation_capacity_factor{0, 1};  // 0: that of training
   bool share_attention = true, share_router = true, share_experts = true, share_layer_norm = false;
   bool is_pre_norm = true;     // false: x = LN(x + f(x)), without a final LayerNorm
   bool has_final_norm = true;  // of a pre-norm encoder
   bool routes_padding = true;  // false: padding takes no slot and counts in no mean of the routers
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
+  bool gelu_at_output = false;  // true: also after the second product of an FFN or expert
   double dropout = 0;
   bool recompute_blocks = false;  // keep the input of each block only, run it again in backward; a
                                   // checkpoint does not mention this
@@ -3906,8 +4399,29 @@ struct EncoderConfig {
     check(blocks <= 65536, "blocks must not exceed 65536", blocks);
     check(capacity_factor.numerator <= 1000000 && capacity_factor.denominator <= 1000000,
           "numerator and denominator of capacity_factor must not exceed 1000000", capacity_factor);
-    check(conventions.unusable_slots >= 0, "unusable_slots must not be negative",
-          conventions.unusable_slots);
+    const Rational evaluation = evaluation_capacity_factor;
+    check(0 <= evaluation.numerator && evaluation.numerator <= 1000000 &&
+              0 < evaluation.denominator && evaluation.denominator <= 1000000,
+          "evaluation_capacity_factor must lie in [0, 1000000]", evaluation);
+    const Conventions& c = conventions;
+    check(c.unusable_slots >= 0, "unusable_slots must not be negative", c.unusable_slots);
+    check(c.noise_scale >= 0 && c.gate_eps >= 0 && c.second_choice_threshold >= 0,
+          "noise_scale, gate_eps and second_choice_threshold must not be negative", c.noise_scale,
+          c.gate_eps, c.second_choice_threshold);
+    check(c.capacity_multiple > 0 && c.capacity_minimum > 0 && c.capacity_slots > 0,
+          "capacity_multiple, capacity_minimum and capacity_slots must be positive",
+          c.capacity_multiple, c.capacity_minimum, c.capacity_slots);
+    check(c.capacity_multiple <= 1000000 && c.capacity_minimum <= 1000000 &&
+              c.capacity_slots <= 1000000 && 0 <= c.capacity_sequences &&
+              c.capacity_sequences <= 1000000,
+          "capacity_sequences and the other numbers of capacity must lie in [0, 1000000]",
+          c.capacity_sequences, c.capacity_multiple, c.capacity_minimum, c.capacity_slots);
+    check(c.balance != BalanceRule::load || experts <= 0 || c.noise_deviation(experts) > 0,
+          "balance rule load needs normal noise of a positive noise_scale", c.noise_scale);
+    check(c.capacity_sequences == 0 || routes_padding,
+          "capacity_sequences must be 0 where padding is not routed", c.capacity_sequences);
+    check(c.reduction != Reduction::together || !recompute_blocks,
+          "recompute_blocks needs a balance loss that is a sum or mean over blocks", "together");
     return found;
   }
 };
@@ -3927,7 +4441,8 @@ inline void require_no_violations(const char* what, const std::vector<std::strin
 template <class T>
 struct EncoderOutput {
   Tensor<T> tokens;                        // (B, T, D)
-  Tensor<T> balance_loss;                  // the sum over all routings, a scalar; 0 without MoE
+  Tensor<T> balance_loss;                  // of all routings: their sum, unless the convention is
+                                           // another; a scalar, 0 without MoE
   std::vector<Tensor<T>> balance_losses;   // one per routing
   std::vector<Routing<T>> routings;        // one per routing
 };
@@ -3948,7 +4463,7 @@ class Encoder {
     for (Index i = first_moe; i < L; ++i) {
       if (config.routes(i) && (router_.empty() || !config.share_router))
         router_.emplace_back(parameters, name(config.share_router, i, "moe.router"), D,
-                             config.experts);
+                             config.experts, config.conventions.router_bias);
       if (experts_.empty() || !config.share_experts)
         experts_.emplace_back(parameters, name(config.share_experts, i, "moe.experts"),
                               config.experts, D, config.expert_hidden);
@@ -3973,6 +4488,9 @@ class Encoder {
     require<ShapeError>(replay.noise.empty() || replay.noise.size() == routings,
                         "Encoder: a replay must have noise for ", routings, " routings; got ",
                         replay.noise.size());
+    require<ShapeError>(replay.jitter.empty() || replay.jitter.size() == routings,
+                        "Encoder: a replay must have jitter for ", routings, " routings; got ",
+                        replay.jitter.size());
     const Pass pass{training != nullptr, training ? *training : Training{Rng(0), 0}, replay,
                     key_mask, routed};
     const bool recomputes = config_.recompute_blocks && detail::grad_mode();
@@ -3981,9 +4499,7 @@ class Encoder {
       x = recomputes ? recomputed_blocks(x, i, end, pass, out) : run_blocks(x, i, end, pass, out);
     }
     out.tokens = final_norm_.weight ? final_norm_(x, config_.layer_norm_eps) : x;
-    for (const Tensor<T>& loss : out.balance_losses)
-      out.balance_loss = out.balance_loss ? out.balance_loss + loss : loss;
-    if (!out.balance_loss) out.balance_loss = Tensor<T>::zeros({});
+    out.balance_loss = reduced_balance_loss(out);
     return out;
   }
 
@@ -4082,12 +4598,13 @@ class Encoder {
     const RoutedTokens& routed = pass.routed;
     return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
       if (!config_.is_moe(i))
-        return of_block(ffn_, i)(h, config_.gelu, config_.dropout, pass.training(), i);
+        return of_block(ffn_, i)(h, config_.gelu, config_.dropout, pass.training(), i,
+                                 config_.gelu_at_output);
       const Tensor<T> all = h.reshaped({h.shape().num_rows(), config_.width});
       const bool takes_all = routed.row.size() == 0;
-      const Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
+      Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
       if (config_.routes(i)) {
-        route_block(tokens, i, pass, out);
+        tokens = route_block(tokens, x.shape()[0], i, pass, out);
         out.routings.back().token = routed.token;
       }
       const Routing<T>& routing = out.routings.back();
@@ -4095,34 +4612,65 @@ class Encoder {
       const Index first_moe = config_.blocks - config_.num_moe_blocks();
       const Experts<T>& layer = of_block(experts_, i - first_moe);
       const Tensor<T> results =
-          layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()));
+          layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()),
+                config_.gelu_at_output);
       slots.forget();
       tokens.forget();
       all.forget();
-      const Tensor<T> y = combine(results, routing.gate, routing);
+      Tensor<T> y = combine(results, routing.gate, routing);
+      if (config_.conventions.dropped == DroppedValue::gated_input)
+        y = y + dropped_inputs(tokens, routing.gate, routing);
       return (takes_all ? y : take_rows(y, routed.row, routed.token)).reshaped(x.shape());
     });
   }
 
-  void route_block(const Tensor<T>& tokens, Index i, const Pass& pass,
-                   EncoderOutput<T>& out) const {
+  /// Routes the tokens of B sequences; returns what the experts see: the tokens, unless the
+  /// convention is a jitter in place.
+  Tensor<T> route_block(const Tensor<T>& tokens, Index B, Index i, const Pass& pass,
+                        EncoderOutput<T>& out) const {
     const Training* const training = pass.training();
     const Replay<T>& replay = pass.replay;
     const std::size_t t = static_cast<std::size_t>(num_routings_before(i));
-    const Index routers_before = config_.share_router ? 0 : static_cast<Index>(t);
-    const Tensor<T> logits = router_logits(tokens, of_block(router_, routers_before).weight);
+    const Router<T>& router = of_block(router_, config_.share_router ? 0 : static_cast<Index>(t));
     const Conventions& rules = config_.conventions;
-    Buffer<T> noise;
+    const Index N = tokens.shape()[0];
+    Buffer<T> noise, jitter;
     if (!replay.noise.empty())
       noise = replay.noise[t];
     else if (training)
-      noise = router_noise<T>(rules.noise, tokens.shape()[0], config_.experts,
-                              training->stream(Purpose::router_noise, i));
+      noise = router_noise<T>(rules.noise, N, config_.experts,
+                              training->stream(Purpose::router_noise, i), rules.noise_scale);
+    if (!replay.jitter.empty()) {
+      jitter = replay.jitter[t];
+    } else if (training && rules.is_jittered()) {
+      jitter = Buffer<T>(tokens.size());
+      kernel::fill_uniform(jitter.data(), training->stream(Purpose::router_noise, i),
+                           T(1 - rules.noise_scale), T(1 + rules.noise_scale), tokens.size());
+    }
+    const Tensor<T> seen = jitter.size() == 0
+                               ? tokens : multiply(tokens, Tensor<T>(tokens.shape(), jitter));
     const Rng order = training ? training->stream(Purpose::priority, i) : Rng(0);
-    out.routings.push_back(route(logits, {config_.top_k, config_.capacity_factor, rules}, noise,
+    const Rational evaluation = config_.evaluation_capacity_factor;
+    const Rational factor =
+        training || evaluation.numerator == 0 ? config_.capacity_factor : evaluation;
+    const Index group = N / B * std::min(B, rules.capacity_sequences);  // 0: the whole batch
+    out.routings.push_back(route(router_logits(seen, router.weight, router.bias),
+                                 {config_.top_k, factor, rules, group}, noise,
                                  training ? &order : nullptr,
                                  replay.choices.empty() ? nullptr : &replay.choices[t]));
+    out.routings.back().jitter = jitter;
     out.balance_losses.push_back(balance_loss(out.routings.back(), rules.balance));
+    return rules.noise == RouterNoise::jitter_in_place ? seen : tokens;
+  }
+
+  Tensor<T> reduced_balance_loss(const EncoderOutput<T>& out) const {
+    const std::vector<Tensor<T>>& losses = out.balance_losses;
+    const Conventions& rules = config_.conventions;
+    if (losses.empty()) return Tensor<T>::zeros({});
+    if (rules.reduction == Reduction::together) return balance_loss(out.routings, rules.balance);
+    Tensor<T> total = losses[0];
+    for (std::size_t t = 1; t < losses.size(); ++t) total = total + losses[t];
+    return rules.reduction == Reduction::sum ? total : 1 / double(losses.size()) * total;
   }
 
   ExpertDropout<T> expert_dropout(Index i, const Training* training) const {
@@ -4143,7 +4691,8 @@ class Encoder {
 // [12] FRONTENDS AND HEADS ========================================================================
 
 enum class ClassToken { zero, trained };   // zero: a constant without a gradient, as the authors
-enum class Pooling { class_token, mean };  // mean: over all tokens, the class token included
+enum class Pooling { class_token, mean, patch_mean };  // mean: with the class token; patch_mean:
+                                                       // without it, as timm
 
 /// A vision transformer: patches, class token, positions, encoder, pooling, classifier.
 struct VisionConfig {
@@ -4317,8 +4866,10 @@ class VisionModel {
     Tensor<T> x = add_to_sequences(prepend_token(class_token_, patches), positions_);
     x = dropout_in(training, Purpose::embedding_dropout, 0, x, c.encoder.dropout);
     EncoderOutput<T> out = encoder_.forward(x, training, replay);
-    Tensor<T> pooled = c.pooling == Pooling::mean
-                           ? mean_tokens(out.tokens)
+    const Index num_patches = out.tokens.shape()[1] - 1;
+    Tensor<T> pooled = c.pooling == Pooling::mean ? mean_tokens(out.tokens)
+                       : c.pooling == Pooling::patch_mean
+                           ? mean_tokens(slice_tokens(out.tokens, 1, num_patches))
                            : slice_tokens(out.tokens, 0, 1).reshaped({s[0], c.encoder.width});
     if (c.has_pre_logits) pooled = tanh(pre_logits_(pooled));
     return {head_(pooled), out.balance_loss, std::move(out.balance_losses),
@@ -4817,8 +5368,8 @@ class AdamW : public Optimizer<T> {
       const Tensor<T>& w = this->parameters_[i].tensor;
       if (!w.has_gradient()) continue;
       kernel::adamw_step(w.data(), this->state_of(0, i), this->state_of(1, i), w.gradient().data(),
-                         T(this->learning_rate_), T(options_.beta1), T(options_.beta2),
-                         T(options_.eps), T(options_.weight_decay), correct1, correct2, w.size());
+                         T(this->learning_rate_), options_.beta1, options_.beta2, T(options_.eps),
+                         T(options_.weight_decay), correct1, correct2, w.size());
     }
   }
 
@@ -4863,7 +5414,7 @@ class LAMB : public Optimizer<T> {
       if (!w.has_gradient()) continue;
       const Buffer<T> u(w.size()), ratio(1);
       kernel::lamb_direction(u.data(), this->state_of(0, i), this->state_of(1, i),
-                             w.gradient().data(), w.data(), T(options_.beta1), T(options_.beta2),
+                             w.gradient().data(), w.data(), options_.beta1, options_.beta2,
                              T(options_.eps), T(options_.weight_decay), correct1, correct2,
                              w.size());
       const Index slices = this->parameters_[i].is_stack() ? w.shape()[0] : 1;
@@ -5493,6 +6044,34 @@ void assign(const std::vector<Parameter<T>>& parameters, const std::vector<std::
 /// Visits every field of a configuration under its name in files: the one list of them, used to
 /// write and to read. Enumerations come with the names of their values, in order.
 template <class Config, class Visitor>
+void visit_conventions(Config& c, Visitor& visit) {
+  visit("router_bias", c.router_bias);
+  visit("router_noise", c.noise,
+        {"none", "one_over_experts", "one_over_experts_squared", "uniform", "gumbel", "jitter",
+         "jitter_in_place"});
+  visit("noise_scale", c.noise_scale);
+  visit("first_choice_sees_noise", c.first_choice_sees_noise);
+  visit("gate_sees_noise", c.gate_sees_noise), visit("balance_sees_noise", c.balance_sees_noise);
+  visit("gate", c.gate, {"raw", "renormalized", "renormalized_after_drop"});
+  visit("gate_eps", c.gate_eps);
+  visit("second_choice_threshold", c.second_choice_threshold);
+  visit("capacity_rule", c.capacity,
+        {"choices_over_experts", "tokens_over_experts", "shares_first", "tokens_first",
+         "single_precision", "absolute", "dropless"});
+  visit("capacity_rounding", c.capacity_rounding, {"floor", "ceil"});
+  visit("capacity_multiple", c.capacity_multiple), visit("capacity_minimum", c.capacity_minimum);
+  visit("capacity_slots", c.capacity_slots), visit("capacity_sequences", c.capacity_sequences);
+  visit("unusable_slots", c.unusable_slots);
+  visit("priority", c.priority,
+        {"token_major", "choice_major", "batch_priority", "highest_gate", "random"});
+  visit("dropped", c.dropped, {"zero", "gated_input"});
+  visit("balance", c.balance,
+        {"khot_over_k", "khot_sum", "switch_top1", "after_drop", "after_drop_both", "importance",
+         "importance_unbiased", "load", "z_loss"});
+  visit("balance_reduction", c.reduction, {"sum", "mean", "together"});
+}
+
+template <class Config, class Visitor>
 void visit_encoder(Config& c, Visitor& visit) {
   visit("width", c.width), visit("heads", c.heads), visit("blocks", c.blocks);
   visit("experts", c.experts), visit("top_k", c.top_k);
@@ -5500,28 +6079,23 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("moe_blocks", c.moe_blocks), visit("routing_groups", c.routing_groups);
   visit("capacity_numerator", c.capacity_factor.numerator);
   visit("capacity_denominator", c.capacity_factor.denominator);
+  visit("capacity_evaluation_numerator", c.evaluation_capacity_factor.numerator);
+  visit("capacity_evaluation_denominator", c.evaluation_capacity_factor.denominator);
   visit("share_attention", c.share_attention), visit("share_router", c.share_router);
   visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
   visit("routes_padding", c.routes_padding);
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
   visit("gelu", c.gelu, {"tanh", "erf"});
-  visit("router_noise", c.conventions.noise,
-        {"none", "one_over_experts", "one_over_experts_squared"});
-  visit("priority", c.conventions.priority,
-        {"token_major", "choice_major", "batch_priority", "highest_gate", "random"});
-  visit("balance", c.conventions.balance,
-        {"khot_over_k", "khot_sum", "switch_top1", "after_drop", "after_drop_both", "importance",
-         "importance_unbiased"});
-  visit("capacity_rounding", c.conventions.capacity_rounding, {"floor", "ceil"});
-  visit("unusable_slots", c.conventions.unusable_slots);
+  visit("gelu_at_output", c.gelu_at_output);
+  visit_conventions(c.conventions, visit);
 }
 template <class Config, class Visitor>
 void visit_vision(Config& c, Visitor& visit) {
   visit("image_height", c.image_height), visit("image_width", c.image_width);
   visit("channels", c.channels), visit("patch", c.patch), visit("classes", c.classes);
   visit("class_token", c.class_token, {"zero", "trained"});
-  visit("pooling", c.pooling, {"class_token", "mean"});
+  visit("pooling", c.pooling, {"class_token", "mean", "patch_mean"});
   visit("has_pre_logits", c.has_pre_logits);
   visit_encoder(c.encoder, visit);
 }

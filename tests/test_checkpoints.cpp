@@ -1045,7 +1045,21 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
       [](VisionConfig& c) { c.encoder.dropout = 1.0 / 3; },
       [](VisionConfig& c) { c.encoder.gelu = Gelu::erf; },
       [](VisionConfig& c) { c.encoder.conventions.capacity_rounding = Rounding::ceil; },
-      [](VisionConfig& c) { c.encoder.conventions.unusable_slots = 1; }};
+      [](VisionConfig& c) { c.encoder.conventions.unusable_slots = 1; },
+      [](VisionConfig& c) { c.encoder.gelu_at_output = true; },
+      [](VisionConfig& c) { c.encoder.evaluation_capacity_factor = {2, 1}; },
+      [](VisionConfig& c) { c.encoder.evaluation_capacity_factor = {0, 2}; },
+      [](VisionConfig& c) { c.encoder.conventions.router_bias = true; },
+      [](VisionConfig& c) { c.encoder.conventions.noise_scale = 0.1; },
+      [](VisionConfig& c) { c.encoder.conventions.first_choice_sees_noise = false; },
+      [](VisionConfig& c) { c.encoder.conventions.gate_sees_noise = false; },
+      [](VisionConfig& c) { c.encoder.conventions.balance_sees_noise = false; },
+      [](VisionConfig& c) { c.encoder.conventions.gate_eps = 1e-9; },
+      [](VisionConfig& c) { c.encoder.conventions.second_choice_threshold = 0.2; },
+      [](VisionConfig& c) { c.encoder.conventions.capacity_multiple = 4; },
+      [](VisionConfig& c) { c.encoder.conventions.capacity_minimum = 4; },
+      [](VisionConfig& c) { c.encoder.conventions.capacity_slots = 4; },
+      [](VisionConfig& c) { c.encoder.conventions.capacity_sequences = 4; }};
   const auto name = [&](const char* field, const std::string& value, const Change& change) {
     changes.push_back(change);
     VisionConfig c;
@@ -1057,6 +1071,33 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
   };
   noise("none", RouterNoise::none);
   noise("one_over_experts_squared", RouterNoise::one_over_experts_squared);
+  noise("uniform", RouterNoise::uniform);
+  noise("gumbel", RouterNoise::gumbel);
+  noise("jitter", RouterNoise::jitter);
+  noise("jitter_in_place", RouterNoise::jitter_in_place);
+  name("pooling", "patch_mean", [](VisionConfig& c) { c.pooling = Pooling::patch_mean; });
+  name("dropped", "gated_input",
+       [](VisionConfig& c) { c.encoder.conventions.dropped = DroppedValue::gated_input; });
+  const auto gate = [&](const char* text, GateRule value) {
+    name("gate", text, [=](VisionConfig& c) { c.encoder.conventions.gate = value; });
+  };
+  gate("renormalized", GateRule::renormalized);
+  gate("renormalized_after_drop", GateRule::renormalized_after_drop);
+  const auto capacity = [&](const char* text, CapacityRule value) {
+    name("capacity_rule", text, [=](VisionConfig& c) { c.encoder.conventions.capacity = value; });
+  };
+  capacity("tokens_over_experts", CapacityRule::tokens_over_experts);
+  capacity("shares_first", CapacityRule::shares_first);
+  capacity("tokens_first", CapacityRule::tokens_first);
+  capacity("single_precision", CapacityRule::single_precision);
+  capacity("absolute", CapacityRule::absolute);
+  capacity("dropless", CapacityRule::dropless);
+  const auto reduction = [&](const char* text, Reduction value) {
+    name("balance_reduction", text,
+         [=](VisionConfig& c) { c.encoder.conventions.reduction = value; });
+  };
+  reduction("mean", Reduction::mean);
+  reduction("together", Reduction::together);
   const auto priority = [&](const char* text, Priority value) {
     name("priority", text, [=](VisionConfig& c) { c.encoder.conventions.priority = value; });
   };
@@ -1073,6 +1114,8 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
   balance("after_drop_both", BalanceRule::after_drop_both);
   balance("importance", BalanceRule::importance);
   balance("importance_unbiased", BalanceRule::importance_unbiased);
+  balance("load", BalanceRule::load);
+  balance("z_loss", BalanceRule::z_loss);
 
   std::set<std::string> seen = {to_json(VisionConfig())};
   for (const Change& change : changes) {
@@ -1100,13 +1143,19 @@ TEST_CASE("config: the text of the toy is pinned, and errors name what is wrong"
         "\"class_token\":\"zero\",\"pooling\":\"mean\",\"has_pre_logits\":false,\"width\":32,"
         "\"heads\":4,\"blocks\":3,\"experts\":4,\"top_k\":2,\"expert_hidden\":64,"
         "\"dense_hidden\":64,\"moe_blocks\":-1,\"routing_groups\":-1,\"capacity_numerator\":6,"
-        "\"capacity_denominator\":5,\"share_attention\":true,\"share_router\":true,"
+        "\"capacity_denominator\":5,\"capacity_evaluation_numerator\":0,"
+        "\"capacity_evaluation_denominator\":1,\"share_attention\":true,\"share_router\":true,"
         "\"share_experts\":true,\"share_layer_norm\":false,\"is_pre_norm\":true,"
         "\"has_final_norm\":true,\"routes_padding\":true,"
-        "\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,\"gelu\":\"tanh\","
-        "\"router_noise\":\"one_over_experts\","
-        "\"priority\":\"token_major\",\"balance\":\"khot_over_k\",\"capacity_rounding\":\"floor\","
-        "\"unusable_slots\":0}");
+        "\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,"
+        "\"gelu\":\"tanh\",\"gelu_at_output\":false,\"router_bias\":false,"
+        "\"router_noise\":\"one_over_experts\",\"noise_scale\":1,"
+        "\"first_choice_sees_noise\":true,\"gate_sees_noise\":true,\"balance_sees_noise\":true,"
+        "\"gate\":\"raw\",\"gate_eps\":0,\"second_choice_threshold\":0,"
+        "\"capacity_rule\":\"choices_over_experts\",\"capacity_rounding\":\"floor\","
+        "\"capacity_multiple\":1,\"capacity_minimum\":1,\"capacity_slots\":64,"
+        "\"capacity_sequences\":0,\"unusable_slots\":0,\"priority\":\"token_major\","
+        "\"dropped\":\"zero\",\"balance\":\"khot_over_k\",\"balance_reduction\":\"sum\"}");
   const auto error_with = [&](const std::string& from, const std::string& to) {
     std::string text = toy;
     REQUIRE(text.find(from) != std::string::npos);
