@@ -1996,10 +1996,11 @@ void select_backward(Sink<T> dp, const T* dgate, const std::int32_t* expert, Ind
 template <class T>
 void renormalize_forward(T* y, const T* g, const std::int32_t* slot, T eps, Index N, Index K) {
   for_each(N, [=] WIDENET_KERNEL(Index n) {
-    T sum = 0;
-    for (Index nk = n * K; nk < (n + 1) * K; ++nk) sum += !slot || slot[nk] >= 0 ? g[nk] : T(0);
+    const auto counts = [=](Index nk) { return !slot || slot[nk] >= 0; };
+    T total = eps;
+    for (Index nk = n * K; nk < (n + 1) * K; ++nk) total += counts(nk) ? g[nk] : T(0);
     for (Index nk = n * K; nk < (n + 1) * K; ++nk)
-      y[nk] = !slot || slot[nk] >= 0 ? g[nk] / (sum + eps) : T(0);
+      y[nk] = counts(nk) && total > T(0) ? g[nk] / total : T(0);
   });
 }
 /// dg[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (s + eps), for those with a slot.
@@ -2007,13 +2008,14 @@ template <class T>
 void renormalize_backward(Sink<T> dg, const T* dy, const T* y, const T* g, const std::int32_t* slot,
                           T eps, Index N, Index K) {
   for_each(N, [=] WIDENET_KERNEL(Index n) {
-    T sum = 0, dot = 0;
+    const auto counts = [=](Index nk) { return !slot || slot[nk] >= 0; };
+    T total = eps, dot = 0;
     for (Index nk = n * K; nk < (n + 1) * K; ++nk) {
-      sum += !slot || slot[nk] >= 0 ? g[nk] : T(0);
+      total += counts(nk) ? g[nk] : T(0);
       dot += dy[nk] * y[nk];
     }
     for (Index nk = n * K; nk < (n + 1) * K; ++nk)
-      dg.put(nk, !slot || slot[nk] >= 0 ? (dy[nk] - dot) / (sum + eps) : T(0));
+      dg.put(nk, counts(nk) && total > T(0) ? (dy[nk] - dot) / total : T(0));
   });
 }
 /// The expert of the largest p[n, :], the lowest of equal ones, gets the score 2: above all others.
@@ -2145,10 +2147,10 @@ void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* impo
 template <class T>
 void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Index groups, Index E) {
   for_each_row(groups, E, [=] WIDENET_KERNEL(Index g, Team team) {
-    const T* const I = importance + g * E;
+    const T* const sums = importance + g * E;
     const T n = T(E - ddof > 0 ? E - ddof : 1);
-    const T mean = team.sum<T>(E, [=](Index e) { return I[e]; }) / T(E);
-    const auto off = [=](Index e) { return I[e] - mean; };
+    const T mean = team.sum<T>(E, [=](Index e) { return sums[e]; }) / T(E);
+    const auto off = [=](Index e) { return sums[e] - mean; };
     const T variance = team.sum<T>(E, [=](Index e) { return off(e) * off(e); }) / n;
     team.each(E, [=](Index e) {
       slope[g * E + e] = T(2) * (off(e) / n - variance / (mean * T(E))) / (mean * mean);
@@ -3511,6 +3513,9 @@ struct Conventions {
   BalanceRule balance = BalanceRule::khot_over_k;
   Reduction reduction = Reduction::sum;
 
+  // The presets set the conventions alone. What else an implementation does in its own way, such as
+  // its capacity factor, K, its GELU or a router for every block, is a field of EncoderConfig.
+
   /// The equations of the paper; what it leaves open as in its authors' code.
   static Conventions paper() { return {}; }
   /// XueFuzhao/WideNet_Code: counts from one and compares with <, so one slot stays empty.
@@ -3623,6 +3628,10 @@ inline Index expert_capacity(const Conventions& c, Rational factor, Index K, Ind
   require<ValueError>(factor.numerator > 0 && factor.denominator > 0 && K > 0 && N > 0 && E > 0,
                       "expert_capacity: factor, K, N and E must be positive; got ", factor, ", ", K,
                       ", ", N, ", ", E);
+  require<ValueError>(c.capacity_multiple > 0 && c.capacity_minimum > 0 && c.capacity_slots > 0,
+                      "expert_capacity: capacity_multiple, capacity_minimum and capacity_slots "
+                      "must be positive; got ", c.capacity_multiple, ", ", c.capacity_minimum, ", ",
+                      c.capacity_slots);
   const Index above = factor.numerator, below = factor.denominator, m = c.capacity_multiple;
   const auto up = [](Index a, Index b) { return (a + b - 1) / b; };
   const auto divide = [&](Index a, Index b) {
@@ -3946,6 +3955,8 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
                          asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, usable);
+    kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
+                          r.N, r.E, r.K, r.K);  // those that did not ask, too
   }
   renormalize_gates(GateRule::renormalized_after_drop, r.slot);
   r.importance = Buffer<T>(r.E);
@@ -4182,6 +4193,7 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
       kernel::expert_dropout(dh.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
     const Buffer<T> g = h;  // in its place
     kernel::expert_gelu_backward(dh.data(), g.data(), kept.data(), form, E, C, F);
+    kernel::clear_empty_slots(g.data(), kept.data(), E, C, F);
     if (w2.needs_gradient()) {
       if (drop.is_on)
         kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
@@ -4346,8 +4358,8 @@ struct EncoderConfig {
   Gelu gelu = Gelu::tanh;
   bool gelu_at_output = false;  // true: also after the second product of an FFN or expert
   double dropout = 0;
-  bool recompute_blocks = false;  // keep the input of each block only, run it again in backward; a
-                                  // checkpoint does not mention this
+  bool recompute_blocks = false;  // keep the input of each block only, run it again in backward;
+                                  // then no gradient flows from losses of your own on `routings`
   Conventions conventions;
 
   Index num_moe_blocks() const { return experts == 0 ? 0 : moe_blocks < 0 ? blocks : moe_blocks; }
@@ -4615,11 +4627,11 @@ class Encoder {
           layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()),
                 config_.gelu_at_output);
       slots.forget();
-      tokens.forget();
-      all.forget();
       Tensor<T> y = combine(results, routing.gate, routing);
       if (config_.conventions.dropped == DroppedValue::gated_input)
         y = y + dropped_inputs(tokens, routing.gate, routing);
+      tokens.forget();
+      all.forget();
       return (takes_all ? y : take_rows(y, routed.row, routed.token)).reshaped(x.shape());
     });
   }
@@ -4653,7 +4665,11 @@ class Encoder {
     const Rational evaluation = config_.evaluation_capacity_factor;
     const Rational factor =
         training || evaluation.numerator == 0 ? config_.capacity_factor : evaluation;
-    const Index group = N / B * std::min(B, rules.capacity_sequences);  // 0: the whole batch
+    const Index sequences = std::min(B, rules.capacity_sequences);
+    require<ShapeError>(sequences == 0 || B % sequences == 0,
+                        "Encoder: capacity_sequences must divide the sequences of a batch; got ",
+                        sequences, ", ", B, "; hint: a last batch that is shorter can be left out");
+    const Index group = N / B * sequences;  // 0: the whole batch
     out.routings.push_back(route(router_logits(seen, router.weight, router.bias),
                                  {config_.top_k, factor, rules, group}, noise,
                                  training ? &order : nullptr,
@@ -4692,7 +4708,7 @@ class Encoder {
 
 enum class ClassToken { zero, trained };   // zero: a constant without a gradient, as the authors
 enum class Pooling { class_token, mean, patch_mean };  // mean: with the class token; patch_mean:
-                                                       // without it, as timm
+                                                       // without it
 
 /// A vision transformer: patches, class token, positions, encoder, pooling, classifier.
 struct VisionConfig {
@@ -4721,7 +4737,8 @@ struct VisionConfig {
   ///
   /// The ablations change fields of `encoder`. Of widenet_l(): share_layer_norm = true leaves
   /// 40,848,361 parameters, experts = 0 leaves 15,757,289 (the dense F then holds), blocks = 12
-  /// leaves 40,893,417; routing_groups may be 1 to `blocks`. Without sharing it is vit_moe_l(). Of
+  /// leaves 40,893,417; routing_groups may be 1 to `blocks`. Without sharing and with
+  /// moe_blocks = 4 it is vit_moe_l(). Of
   /// vit_l(): share_attention = share_experts = true leaves 15,757,289, and 24,149,993 with
   /// dense_hidden = 8192.
   ///
@@ -5207,8 +5224,8 @@ enum class ElementPairs { all, matched };
 ///   matched  y = 1 / (L D) sum over l, d of
 ///                    1 / (L - 1) sum over j != l of  (x[l, d] - x[j, d])^2
 ///
-/// Equal vectors have y = 0 by the second only. The sum over all pairs of n numbers is
-/// 2 (n S2 - S1^2), S1 their sum and S2 that of their squares: O(L D). Pairs within a block are
+/// Equal vectors have y = 0 by the second only, up to rounding. The sum over all pairs of n numbers
+/// is 2 (n S2 - S1^2), S1 their sum and S2 that of their squares: O(L D). Pairs within a block are
 /// taken off again; y does not change when the mean is, which keeps the digits.
 ///
 ///   Shapes    x: L vectors of D values; or the parameters of a model with individual LayerNorms

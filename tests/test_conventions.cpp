@@ -693,3 +693,42 @@ TEST_CASE("conventions: violations are listed") {
       "recompute_blocks needs a balance loss that is a sum or mean over blocks; got together"};
   CHECK(c.violations() == of_two);
 }
+
+TEST_CASE("conventions: gates that are all 0 stay 0 when they are made to add up to 1") {
+  const Tensor<double> gate = check::tensor({2, 2}, {0, 0, 0.25, 0.75}).require_gradient();
+  for (const double eps : {0.0, 1e-9}) {
+    const Tensor<double> y = renormalize(gate, {}, eps);
+    CHECK(y.to_vector()[0] == 0);
+    CHECK(y.to_vector()[1] == 0);
+    CHECK(y.to_vector()[3] == doctest::Approx(0.75));
+  }
+  // Ten tokens fill expert 0; the others have it too, and a second choice that underflows.
+  Conventions rules = Conventions::deepspeed_top2();
+  rules.noise = RouterNoise::none;
+  std::vector<float> z;
+  for (int n = 0; n < 16; ++n) z.insert(z.end(), {200.f, 0.f, -1.f, -2.f});
+  const Routing<float> r = route(Tensor<float>({16, 4}, z), {2, {1, 1}, rules}, {});
+  for (const float g : r.gate.to_vector()) CHECK((g >= 0 && g <= 1));
+}
+
+TEST_CASE("conventions: a choice that does not ask for a slot counts in the load all the same") {
+  Conventions rules = Conventions::mesh_top2();
+  rules.balance = BalanceRule::khot_over_k;
+  const Tensor<double> z = check::normal({24, 4}, 3);
+  const Rng rng(11);
+  const Routing<double> r = route(z, {2, {5, 4}, rules}, {}, &rng);
+  std::int32_t load = 0;
+  for (const std::int32_t each : r.load.to_vector()) load += each;
+  CHECK(load == 48);
+  Replay<double>::Choices choices{r.expert, r.slot};
+  const Routing<double> again = route(z, {2, {5, 4}, rules}, {}, &rng, &choices);
+  CHECK(balance_loss(again, rules.balance).item() == balance_loss(r, rules.balance).item());
+}
+
+TEST_CASE("conventions: numbers of capacity that make no capacity are refused") {
+  Conventions rules;
+  rules.capacity_multiple = 0;
+  CHECK_THROWS_WITH_AS(expert_capacity(rules, {1, 1}, 1, 8, 2),
+                       "widenet: expert_capacity: capacity_multiple, capacity_minimum and "
+                       "capacity_slots must be positive; got 0, 1, 64", ValueError);
+}
