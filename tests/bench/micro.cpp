@@ -160,7 +160,7 @@ void time_mixture(const Meter& meter, const Config& config) {
   const double products = kept * 4 * double(D) * double(e.expert_hidden);
   meter.time_operation("experts", operations(products), operations(2 * products),
                        {slots, layer.fc1_weight, layer.fc1_bias, layer.fc2_weight, layer.fc2_bias},
-                       [&] { return layer(slots, r, e.gelu, {}); });
+                       [&] { return layer(slots, r, e.gelu, {}, false); });
   meter.time_operation("combine", moved, moved, {slots, gate},
                        [&] { return combine(slots, gate, r); });
 }
