@@ -478,6 +478,24 @@ TEST_CASE("experts: GELU at the output, with and without dropout") {
   }
 }
 
+TEST_CASE("feed-forward network: GELU at the output") {
+  ParameterSet<double> parameters(Rng(1));
+  const FeedForward<double> ffn(parameters, "ffn", 5, 7);
+  const auto x = check::normal({3, 5}, 76);
+  for (const Gelu form : {Gelu::tanh, Gelu::erf})
+    CHECK(check::same_bits(ffn(x, form, 0, nullptr, 0, true).to_vector(),
+                           gelu(ffn(x, form, 0, nullptr, 0), form).to_vector()));
+  // Dropout comes after it: what is kept is scaled, and nothing else.
+  const Training training{Rng(3), 0};
+  const DropoutMask<double> hidden{training.stream(Purpose::hidden_dropout, 2), .5};
+  const auto h = gelu(ffn.fc1(x));
+  std::vector<double> masked = h.to_vector();
+  for (std::size_t i = 0; i < masked.size(); ++i) masked[i] *= hidden(static_cast<Index>(i));
+  const auto expected = dropout(gelu(ffn.fc2(Tensor<double>({3, 7}, masked))), .5,
+                                training.stream(Purpose::output_dropout, 2));
+  check::close(ffn(x, Gelu::tanh, .5, &training, 2, true), expected.to_vector());
+}
+
 TEST_CASE("conventions: an encoder under every preset, gradients of all of it in training") {
   const check::OneThread one_thread;
   for (const auto& preset : Conventions::presets()) {
