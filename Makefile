@@ -85,6 +85,7 @@ cuda_program     := build/cuda/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
+bench_page       := $(addprefix build/bench/,report bench.json torch.json index.html)
 cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
 
 # TARGETS ==========================================================================================
@@ -135,12 +136,13 @@ golden:  ## write data/golden anew: PYTHON=... with torch, safetensors, transfor
 check-golden:  ## data/golden is what its manifest says
 	@tests/tools/check_golden.sh
 
-bench: $(bench_programs) | need-bench  ## time everything; compile times too
-	+@for program in $(bench_programs); do echo "== $${program##*/}"; $(RUN) $$program || exit 1; done
-	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" tests/bench/compile_time.sh
+bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.html (ARGS=--short)
+	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" RUN="$(RUN)" tests/bench/run.sh $(ARGS)
+	+@$(RUN) $(bench_page)
 
-bench-torch: build/bench/train_step  ## time training steps beside PyTorch's: PYTHON=... with torch
+bench-torch: $(bench_programs) | need-torch  ## steps beside PyTorch's: PYTHON=... that has torch
 	+@$(PYTHON) tests/bench/bench_torch.py $(ARGS)
+	+@$(RUN) $(bench_page)
 
 cuda: $(cuda_examples) $(cuda_program)  ## compile examples and tests with nvcc
 	@echo "cuda: compiled $(words $(cuda_examples)) examples and the tests for $(SM)"
@@ -180,6 +182,9 @@ need-tests:    ; @$(call need,$(CXX)) $(basics) doctest eigen
 need-sanitize: ; @$(call need,$(CXX)) $(basics) doctest eigen sanitizers
 need-install:  ; @$(call need,$(CXX)) $(basics) cmake pkg-config
 need-bench:    ; @$(call need,$(CXX)) $(basics) eigen
+need-torch: need-bench
+	@$(PYTHON) -c 'import numpy, safetensors, torch' || { echo "bench-torch: $(PYTHON) has no numpy, \
+	safetensors and torch: install them with pip, or say which Python has them, PYTHON=..."; exit 1; }
 need-lint:
 	@$(call need,g++) compiler openmp doctest eigen
 	@$(call need,clang++) compiler openmp
@@ -236,4 +241,4 @@ FORCE:
 .PHONY: demo test test-slow test-all check-examples check-demo check-vision check-language \
         check-golden expected golden sanitize lint format bench bench-torch cuda test-cuda install \
         test-install clean help FORCE need-basics need-tests need-sanitize need-install \
-        need-bench need-lint need-cuda
+        need-bench need-torch need-lint need-cuda

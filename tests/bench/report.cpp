@@ -1,7 +1,7 @@
 // Makes one self-contained HTML page of the readings of the benchmarks, and prints the main ones.
 //
-//   report BENCH_JSON PAGE [TORCH_JSON]     what run.sh wrote; the page; what bench_torch.py wrote,
-//                                           if it is there
+//   report BENCH_JSON TORCH_JSON PAGE     what run.sh wrote, what bench_torch.py wrote (either may
+//                                         be missing), and where the page goes
 //
 // Times are compared as costs, time multiplied by the FMA peak beside it, so that a machine that
 // changes its clock between two readings does not change their ratio.
@@ -61,9 +61,10 @@ struct Reading {
 
 using Readings = std::vector<Reading>;
 
-Json read_json(const std::string& path) {
+/// The array in a file; an empty one if there is no such file.
+Json read_array(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  require<IoError>(file.good(), "report: ", path, ": must be readable; got: no file");
+  if (!file.good()) return Json::parse("[]", path);
   std::ostringstream text;
   text << file.rdbuf();
   return Json::parse(text.str(), path);
@@ -71,7 +72,7 @@ Json read_json(const std::string& path) {
 
 /// All entries of the array, each marked if its peak lies below the best with as many threads.
 Readings read_readings(const std::string& path) {
-  const Json entries = read_json(path);
+  const Json entries = read_array(path);
   Readings all;
   std::map<std::string, double> best;  // by threads
   for (const Json& entry : entries.items()) {
@@ -125,6 +126,11 @@ Median cost_of(const Readings& readings) {
 }
 Median operator/(Median a, Median b) { return {a.value / b.value, a.is_busy || b.is_busy}; }
 
+/// Busy or not: memory and counts do not depend on it.
+Median steady(const Readings& readings, const char* key) {
+  return {median_of(readings, key).value};
+}
+
 std::string shown(Median m, int decimals) {
   if (!std::isfinite(m.value)) return "\u2013";
   return grouped(m.value, decimals) + (m.is_busy ? "*" : "");
@@ -155,10 +161,10 @@ struct Bar {
   double goal = nan;
 };
 
-/// Horizontal bars from 0; a short upright line marks a goal.
-std::string bars(const std::string& title, const std::vector<Bar>& all) {
+/// Horizontal bars from 0 to at least `full`; a short upright line marks a goal.
+std::string bars(const std::string& title, const std::vector<Bar>& all, double full = 0) {
   constexpr double left = 78, longest = 300, row = 22, gap = 12;
-  double most = 0, y = -gap;
+  double most = full, y = -gap;
   for (const Bar& bar : all)
     for (const double value : {bar.value, bar.goal})
       if (std::isfinite(value)) most = std::max(most, value);
@@ -194,28 +200,29 @@ double goal_of(const std::map<std::string, double>& goals, const std::string& co
 // SECTIONS ----------------------------------------------------------------------------------------
 
 std::string training_section(const Readings& all) {
-  std::vector<Bar> shares;
+  std::vector<Bar> shares, speedups;
   std::vector<std::vector<std::string>> table = {
-      {"configuration", "threads", "ms", "tokens/s", "GFLOP", "% of peak", "memory MB",
-       "of it tensors", "kept", "2 threads / 1", "peak 2 / 1"}};
+      {"configuration", "threads", "% of peak", "ms", "tokens/s", "GFLOP", "peak GFLOP/s",
+       "memory MB", "tensors MB", "kept"}};
   for (const std::string& config : all_configs)
     for (const int threads : {1, 2}) {
       const Readings rows = of_step(all, "train", config, threads);
       if (rows.empty()) continue;
-      const Median share = median_of(rows, "percent_of_peak");
+      const Median share = median_of(rows, "percent_of_peak"), ms = median_of(rows, "ms");
+      const Median peak = median_of(rows, "peak_gflops");
       shares.push_back({threads == 1 ? config : "", share.value, shown(share, 0) + "\u202f%",
                         threads - 1, threads == 2 ? goal_of(share_goals, config) : nan});
-      const Readings one = of_step(all, "train", config, 1);
-      const auto ratio = [&](const char* key) {
-        return threads == 1 ? "" : shown(median_of(rows, key) / median_of(one, key), 2);
-      };
-      table.push_back({config, std::to_string(threads), shown(median_of(rows, "ms"), 1),
+      table.push_back({config, std::to_string(threads), shown(share, 1), shown(ms, 1),
                        shown(median_of(rows, "tokens_per_second"), 0),
-                       shown(median_of(rows, "gflop"), 2), shown(share, 1),
-                       shown(median_of(rows, "peak_memory_mb"), 0),
-                       shown(median_of(rows, "tensor_memory_mb"), 0),
-                       shown(median_of(rows, "kept_fraction"), 3), ratio("tokens_per_second"),
-                       ratio("peak_gflops")});
+                       shown(median_of(rows, "gflop"), 2), shown(peak, 0),
+                       shown(steady(rows, "peak_memory_mb"), 0),
+                       shown(steady(rows, "tensor_memory_mb"), 0),
+                       shown(steady(rows, "kept_fraction"), 3)});
+      const Readings one = of_step(all, "train", config, 1);
+      if (threads == 1 || one.empty()) continue;
+      const Median speedup = median_of(one, "ms") / ms;
+      speedups.push_back({config, speedup.value, shown(speedup, 2), 1,
+                          (peak / median_of(one, "peak_gflops")).value});
     }
   if (shares.empty()) return "";
   return section("A training step",
@@ -223,24 +230,31 @@ std::string training_section(const Readings& all) {
                         "per second, against what the processor could do that minute. Upper bar: "
                         "one thread; lower bar: two, with the goal marked.",
                         "useful = products of kept choices; backward counts twice",
-                        bars("Part of the FMA peak", shares)) +
-                 figure("Steps", "Medians. Memory is the largest that the process held; two "
-                        "threads against one can reach no more than their peaks do.", "",
+                        bars("Part of the FMA peak", shares, 100)) +
+                 figure("Two threads", "How many times as fast as one. The mark is the ratio of "
+                        "the peaks, the most that a second thread can bring here.", "",
+                        bars("Two threads against one", speedups, 2)) +
+                 figure("Steps", "Medians. Memory is the largest that the process held.", "",
                         open_table(table), "full"));
 }
 
 /// The best of the peer's forms, beside ours, out of the entries that bench_torch.py wrote.
 std::string torch_section(const Json& entries) {
-  std::vector<Bar> speeds;
+  std::vector<Bar> speeds, memories;
   std::vector<std::vector<std::string>> table = {
       {"configuration", "threads", "% of peak", "PyTorch", "times as fast", "memory MB", "PyTorch",
-       "times as small", "without runtime", "largest difference"}};
+       "times as small", "without runtime", "its fastest form", "largest difference"}};
+  const auto bar = [](const std::string& config, double threads, double ratio, double goal) {
+    return Bar{threads == 1 ? config : "", ratio, std::isfinite(ratio) ? fixed(ratio, 2) : "busy",
+               threads == 1 ? 0 : 1, goal};
+  };
   for (const Json& entry : entries.items()) {
     const std::string config = entry.at("config").string();
     const double threads = entry.at("threads").number(), ratio = number_or_nan(entry, "ratio");
-    speeds.push_back({threads == 1 ? config : "", ratio,
-                      std::isfinite(ratio) ? fixed(ratio, 2) : "busy", threads == 1 ? 0 : 1,
-                      threads == 2 ? goal_of(speed_goals, config) : nan});
+    const double growth = number_or_nan(entry, "growth_ratio");
+    speeds.push_back(bar(config, threads, ratio,
+                         threads == 2 ? goal_of(speed_goals, config) : 1));
+    memories.push_back(bar(config, threads, growth, 2));
     const auto share = [&](const std::string& form) {
       const Json* const summary = entry.at("summaries").find(form);
       const bool is_there = summary && summary->is_object();
@@ -252,11 +266,9 @@ std::string torch_section(const Json& entries) {
     };
     const std::string form = text_or_empty(entry, "fastest_peer");
     const std::string said = text_or_empty(entry, "agreement");
-    table.push_back({config, fixed(threads, 0), share("ours"),
-                     form.empty() ? share(form) : share(form) + " " + form, shown({ratio}, 2),
+    table.push_back({config, fixed(threads, 0), share("ours"), share(form), shown({ratio}, 2),
                      memory("ours"), memory(form),
-                     shown({number_or_nan(entry, "memory_ratio")}, 1),
-                     shown({number_or_nan(entry, "growth_ratio")}, 1),
+                     shown({number_or_nan(entry, "memory_ratio")}, 1), shown({growth}, 1), form,
                      said.substr(said.rfind(' ') + 1)});
   }
   if (speeds.empty()) return "";
@@ -264,11 +276,13 @@ std::string torch_section(const Json& entries) {
                  figure("How many times as fast", "The time of PyTorch's fastest form over ours; 1 "
                         "is a draw. Upper bar: one thread; lower bar: two, with the goal marked.",
                         "", bars("How many times as fast as PyTorch", speeds)) +
+                 figure("How many times as small", "Growth of PyTorch's memory over ours since "
+                        "before the model was built, so that Python's runtime does not count. The "
+                        "goal is 2.", "", bars("How many times as small as PyTorch", memories)) +
                  figure("Both sides", "Interleaved runs from the same weights and batch. Before "
                         "them both computed one step; the last column is the largest relative "
                         "difference in its loss and gradients. Memory is compared with the form "
-                        "that needs least, Python's runtime counted and not counted.", "",
-                        open_table(table), "full"));
+                        "that needs least.", "", open_table(table), "full"));
 }
 
 /// cost(x) / cost(base) for the values x of `key` in a section; `each`: divided by x / base.
@@ -354,17 +368,17 @@ std::string growth_section(const Readings& all) {
 
 std::string evaluation_section(const Readings& all) {
   std::vector<std::vector<std::string>> table = {
-      {"configuration", "batch", "ms", "sequences/s", "tokens/s", "% of peak", "tensors MB"}};
+      {"configuration", "batch", "sequences/s", "tokens/s", "% of peak", "ms", "tensors MB"}};
   for (const std::string& config : all_configs) {
     const Readings of_config = of_step(all, "evaluate", config, 2);
     for (const double batch : {1.0, 64.0}) {
       const Readings rows = where(of_config, "batch", batch);
       if (rows.empty()) continue;
-      table.push_back({config, fixed(batch, 0), shown(median_of(rows, "ms"), 2),
-                       shown(median_of(rows, "sequences_per_second"), 1),
+      table.push_back({config, fixed(batch, 0), shown(median_of(rows, "sequences_per_second"), 1),
                        shown(median_of(rows, "tokens_per_second"), 0),
                        shown(median_of(rows, "percent_of_peak"), 1),
-                       shown(median_of(rows, "tensor_memory_mb"), 0)});
+                       shown(median_of(rows, "ms"), 2),
+                       shown(steady(rows, "tensor_memory_mb"), 0)});
     }
   }
   if (table.size() == 1) return "";
@@ -487,7 +501,10 @@ std::string page(const Readings& all, const std::string& torch_html) {
   html += style_sheet();
   html += R"css(.full{grid-column:1/-1}.goal{fill:var(--ink)}.method{columns:2 400px;gap:32px}
 .method p{margin-bottom:12px;break-inside:avoid}figure>.scroll{margin-top:0}
-figure table{width:100%;font-size:15px}
+figure table{width:100%;font-size:15px}figure>.scroll td{white-space:nowrap}
+th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
+box-shadow:inset 0 -1px var(--line)}
+.note{color:var(--quiet);font-size:14.5px;margin-top:10px}
 )css";
   html += "</style></head>\n<body><main>\n<header><h1>How fast WideNet is</h1><p>" +
           escape_html(subtitle) + "</p></header>\n<dl class=\"summary\">";
@@ -497,7 +514,8 @@ figure table{width:100%;font-size:15px}
       html += "<div><dt>" + config + "</dt><dd>" + shown(share, 0) +
               "\u202f%</dd></div>\n";
   }
-  html += "</dl><p class=\"empty\">of the FMA peak, in a training step on two threads</p>\n";
+  html += "</dl><p class=\"note\">of the FMA peak, in a training step on two "
+          "threads</p>\n";
   return html + training_section(all) + torch_html + growth_section(all) + evaluation_section(all) +
          parts_section(all) + compile_section(all) + method + "</main></body></html>\n";
 }
@@ -512,23 +530,22 @@ void print_steps(const Readings& all) {
       std::printf("%-9s %7d %10s %12s %10s %6s\n", config.c_str(), threads,
                   shown(median_of(rows, "ms"), 1).c_str(),
                   shown(median_of(rows, "percent_of_peak"), 1).c_str(),
-                  shown(median_of(rows, "peak_memory_mb"), 0).c_str(),
-                  shown(median_of(rows, "kept_fraction"), 3).c_str());
+                  shown(steady(rows, "peak_memory_mb"), 0).c_str(),
+                  shown(steady(rows, "kept_fraction"), 3).c_str());
     }
   std::printf("* the machine was busy: the peak beside it was below %.2f of the best\n",
               least_peak);
 }
 
 int run(int argc, char** argv) {
-  require<ValueError>(argc == 3 || argc == 4, "report: BENCH_JSON PAGE [TORCH_JSON] must be given");
+  require<ValueError>(argc == 4, "report: BENCH_JSON TORCH_JSON PAGE must be given");
   const Readings all = read_readings(argv[1]);
-  std::string torch_html;
-  if (argc == 4 && std::ifstream(argv[3]).good()) torch_html = torch_section(read_json(argv[3]));
-  std::ofstream file(argv[2], std::ios::binary);
-  file << page(all, torch_html) << std::flush;
-  require<IoError>(file.good(), "report: ", argv[2], ": must be writable; got: a failed write");
-  print_steps(all);
-  std::printf("page: %s\n", argv[2]);
+  const std::string path = argv[3], html = page(all, torch_section(read_array(argv[2])));
+  std::ofstream file(path, std::ios::binary);
+  file << html << std::flush;
+  require<IoError>(file.good(), "report: ", path, ": must be writable; got: a failed write");
+  if (!all.empty()) print_steps(all);
+  std::printf("page: %s\n", path.c_str());
   return 0;
 }
 

@@ -47,11 +47,12 @@ step() {
 }
 
 machine() {
-  local processor=
+  local processor= compiler
+  compiler=$($CXX --version | head -n 1 | sed 's/ (.*)//' | tr -d '"\\')
   [ -r /proc/cpuinfo ] && processor=$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1)
   printf '{"processor": "%s", "cores": %s, "compiler": "%s", "date": "%s", "rounds": %s}\n' \
-    "${processor:-$(uname -m)}" "$(getconf _NPROCESSORS_ONLN)" \
-    "$($CXX --version | head -n 1 | tr -d '"\\')" "$(date -u '+%Y-%m-%d %H:%M UTC')" "$rounds"
+    "${processor:-$(uname -m)}" "$(getconf _NPROCESSORS_ONLN)" "$compiler" \
+    "$(date -u '+%Y-%m-%d %H:%M UTC')" "$rounds"
 }
 RUN='' reading machine machine
 
