@@ -24,6 +24,10 @@ RUN         ?=
 #: RUN=...          what runs the programs, such as qemu-aarch64 -L /usr/aarch64-linux-gnu
 ARGS        ?=
 #: ARGS=...         arguments of the demo or of the test program, or the rule that lint checks
+N           ?=
+#: N=3              which exercise to check
+TRY         ?= stub
+#: TRY=stub         and which file of its folder: stub, solution, wrong_1, ...
 JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),2)
 #: JOBS=1           compilers at the same time; one per core unless given
 V           ?= 0
@@ -66,6 +70,9 @@ WRAPPED     := open write fsync close rename
 tests_compiler    := $(CXX) $(FLAGS) -O3
 examples_compiler := $(CXX) $(FLAGS) -O3
 bench_compiler    := $(CXX) $(FLAGS) -O3
+exercises_compiler := $(CXX) $(BASE) -O0 -D_GLIBCXX_ASSERTIONS -Wall -Wextra \
+                      -Wno-unused-parameter $(if $(CLANG),,-Wno-maybe-uninitialized) \
+                      $(if $(filter 1,$(STRICT)),-Werror)
 sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g1 -fno-omit-frame-pointer \
                      -D_GLIBCXX_ASSERTIONS -fno-sanitize-recover=all \
                      -fsanitize=address,undefined -fno-sanitize=null,alignment,object-size,vptr
@@ -84,6 +91,8 @@ sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
+exercise_folder  := $(notdir $(wildcard examples/exercises/$(N)_* examples/exercises/0$(N)_*))
+shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp solution.cpp wrong_*.cpp))
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
 bench_page       := $(addprefix build/bench/,report bench.json torch.json index.html)
 cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
@@ -104,6 +113,13 @@ test-all: test  ## both
 
 check-examples: $(example_programs)  ## run the examples and compare what they print
 	+@RUN="$(RUN)" tests/tools/check_examples.sh $(shown_examples)
+
+exercise: $(exercise_folder:%=build/exercises/%/$(TRY))  ## check your answer to an exercise: N=3
+	@$(if $<,$(RUN) $< $(N),sed -n 's/^# Exercise/ /p' examples/exercises/*/README.md; \
+	  echo "Write the answer in stub.cpp of an exercise, then: make exercise N=3"; $(if $(N),exit 1))
+
+check-exercises: $(shipped_answers:examples/%.cpp=build/%)  ## right answers pass, wrong ones fail
+	@RUN="$(RUN)" TRY_COMPILER="$(exercises_compiler)" tests/tools/check_exercises.sh
 
 check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
 	+@RUN="$(RUN)" tests/tools/check_demo.sh
@@ -192,7 +208,8 @@ need-cuda:
 	@command -v $(NVCC) > /dev/null || { echo "cuda: there is no $(NVCC) here: install the CUDA \
 	toolkit (developer.nvidia.com/cuda-downloads) or say where it is, NVCC=..."; exit 1; }
 
-$(patsubst %,build/%/flags,tests examples bench sanitize cuda): build/%/flags: FORCE | need-basics
+flag_folders := tests examples exercises bench sanitize cuda
+$(flag_folders:%=build/%/flags): build/%/flags: FORCE | need-basics
 	@mkdir -p $(@D)
 	@now='$($*_compiler)'; now="$$now; $$($(firstword $($*_compiler)) --version | tr '\n' ' ')"; \
 	  [ "$$now" = "$$(cat $@ 2>/dev/null)" ] || echo "$$now" > $@
@@ -214,6 +231,14 @@ $(sanitize_program): $(TESTS:tests/%.cpp=build/sanitize/%.o)
 build/examples/%: examples/%.cpp build/examples/flags | need-basics
 	@echo "$(CXX) $<"
 	$(Q)$(examples_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
+build/exercises/checker.o: examples/exercises/checker.cpp build/exercises/flags | need-basics
+	@echo "$(CXX) $<"
+	$(Q)$(exercises_compiler) -MMD -MP -c $< -o $@
+
+build/exercises/%: examples/exercises/%.cpp build/exercises/checker.o
+	@mkdir -p $(@D); echo "$(CXX) $<"
+	$(Q)$(exercises_compiler) $^ -o $@
 
 build/bench/%: tests/bench/%.cpp build/bench/flags | need-bench
 	@echo "$(CXX) $<"
@@ -238,7 +263,7 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples check-demo check-vision check-language \
-        check-golden expected golden sanitize lint format bench bench-torch cuda test-cuda install \
-        test-install clean help FORCE need-basics need-tests need-sanitize need-install \
-        need-bench need-torch need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
+        check-vision check-language check-golden expected golden sanitize lint format bench \
+        bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        need-sanitize need-install need-bench need-torch need-lint need-cuda

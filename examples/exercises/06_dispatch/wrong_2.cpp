@@ -1,0 +1,16 @@
+// Dispatch of dropped choices.
+#include <vector>
+
+const char* hint =
+    "a dropped choice, slot -1, goes nowhere; yours takes the place of another in slot 0";
+
+std::vector<double> dispatch(const std::vector<double>& x, const std::vector<int>& expert,
+                             const std::vector<int>& slot, int N, int K, int E, int C, int D) {
+  std::vector<double> slots(E * C * D);
+  for (int n = 0; n < N; ++n)
+    for (int k = 0; k < K; ++k) {
+      const int e = expert[n * K + k], c = slot[n * K + k] < 0 ? 0 : slot[n * K + k];
+      for (int d = 0; d < D; ++d) slots[(e * C + c) * D + d] = x[n * D + d];
+    }
+  return slots;
+}
