@@ -499,7 +499,8 @@ std::string page(const Readings& all, const std::string& torch_html) {
       "<meta name=\"color-scheme\" content=\"light dark\">\n"
       "<title>WideNet: benchmarks</title>\n<style>";
   html += style_sheet();
-  html += R"css(.full{grid-column:1/-1}.goal{fill:var(--ink);stroke:var(--card)}.method{columns:2 400px;gap:32px}
+  html += R"css(.full{grid-column:1/-1}.goal{fill:var(--ink);stroke:var(--card)}
+.method{columns:2 400px;gap:32px}
 .method p{margin-bottom:12px;break-inside:avoid}figure>.scroll{margin-top:0}
 figure table{width:100%;font-size:15px}figure>.scroll td{white-space:nowrap}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
