@@ -95,6 +95,9 @@ class Step {
         language_(config.is_vision ? LanguageConfig::toy() : config.language, rng_),
         // The rate is so small that no routing changes much while it is timed.
         optimizer_(parameters(), 1e-5, {0.9, 0.999, 1e-8, 0.05}) {
+    for (const Parameter<float>& p : parameters())  // a narrow router drops few choices
+      if (p.name.find("router") != std::string::npos)
+        kernel::fill_normal(p.tensor.data(), rng_, 0.02f, p.tensor.size());
     const Index B = config.batch;
     const auto below = [&](Index i, Index n) {
       return static_cast<std::int32_t>(rng_.uniform(i) * double(n));

@@ -243,7 +243,7 @@ std::string torch_section(const Json& entries) {
   std::vector<Bar> speeds, memories;
   std::vector<std::vector<std::string>> table = {
       {"configuration", "threads", "% of peak", "PyTorch", "times as fast", "memory MB", "PyTorch",
-       "times as small", "without runtime", "its fastest form", "largest difference"}};
+       "times as small", "without runtime", "form", "difference"}};
   const auto bar = [](const std::string& config, double threads, double ratio, double goal) {
     return Bar{threads == 1 ? config : "", ratio, std::isfinite(ratio) ? fixed(ratio, 2) : "busy",
                threads == 1 ? 0 : 1, goal};
@@ -499,7 +499,8 @@ std::string page(const Readings& all, const std::string& torch_html) {
       "<meta name=\"color-scheme\" content=\"light dark\">\n"
       "<title>WideNet: benchmarks</title>\n<style>";
   html += style_sheet();
-  html += R"css(.full{grid-column:1/-1}.goal{fill:var(--ink)}.method{columns:2 400px;gap:32px}
+  html += R"css(.full{grid-column:1/-1}.goal{fill:var(--ink);stroke:var(--card)}
+.method{columns:2 400px;gap:32px}
 .method p{margin-bottom:12px;break-inside:avoid}figure>.scroll{margin-top:0}
 figure table{width:100%;font-size:15px}figure>.scroll td{white-space:nowrap}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card);
