@@ -52,7 +52,7 @@ extern "C" void explain(int signal) {
   const char* text = "stopped: memory is read or written that belongs to nobody\n";
   if (signal == SIGABRT) text = "stopped: an index lies outside of a vector (see the line above)\n";
   if (signal == SIGFPE) text = "stopped: an integer is divided by zero\n";
-  if (signal == SIGALRM) text = "stopped: no answer after 10 s; a loop that does not end?\n";
+  if (signal == SIGALRM) text = "stopped: no answer after 5 s; a loop that does not end?\n";
   const auto written = write(STDOUT_FILENO, text, std::strlen(text));
   _exit(written > 0 ? 1 : 2);
 }
@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   for (const int signal : {SIGABRT, SIGFPE, SIGSEGV, SIGALRM}) std::signal(signal, explain);
-  alarm(10);
+  alarm(5);
   const Exercise& asked = exercises[number - 1];
   std::printf("exercise %d, %s: ", number, asked.title);
   std::fflush(stdout);

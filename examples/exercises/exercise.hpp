@@ -111,13 +111,13 @@ bool check(const Question& question, Function* attempt,
     return false;
   }
   if (got.size() != expected.size()) {
-    std::printf("wrong\n  %s has %zu elements; it must have %s = %zu\n", question.result,
+    std::printf("wrong\n  %s has %zu values; it must have %s = %zu\n", question.result,
                 got.size(), question.size().c_str(), expected.size());
     return false;
   }
   const std::size_t at = first_difference(got, expected);
   if (at == expected.size()) {
-    std::printf("right, all %zu elements\n", at);
+    std::printf("right, all %zu values\n", at);
     return true;
   }
   const char* const form = std::is_same<T, int>::value ? "%.0f" : "%.9g";

@@ -70,7 +70,7 @@ stopped() {  # name, exercise, text
 softmax='std::vector<double> softmax_backward(const std::vector<double>& p,
                                               const std::vector<double>& dp, int N, int E)'
 
-stopped other_size 2 "dz has 34 elements; it must have 7 * 5 = 35" <<END
+stopped other_size 2 "dz has 34 values; it must have 7 * 5 = 35" <<END
 $softmax { return std::vector<double>(34, 1.0); }
 END
 stopped outside_of_a_vector 2 "stopped: an index lies outside of a vector" <<END
@@ -82,7 +82,7 @@ END
 stopped division_by_zero 2 "stopped: an integer is divided by zero" <<END
 $softmax { volatile int zero = 0; return {double(N / zero)}; }
 END
-stopped endless_loop 2 "stopped: no answer after 10 s" <<END
+stopped endless_loop 2 "stopped: no answer after 5 s" <<END
 $softmax { for (volatile int i = 0; i < 9; i = 0) {} return {}; }
 END
 stopped exception 2 "stopped: it throws \"no idea\"" <<END

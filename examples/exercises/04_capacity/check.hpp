@@ -25,7 +25,7 @@ namespace wrong_6 {
 inline bool check() {
   using namespace exercise;
   struct Case { int numerator, denominator, K, N, E; };
-  const std::vector<Case> cases = {{6, 5, 2, 23, 5}, {6, 5, 1, 5, 7},   {1, 13, 2, 3, 5},
+  const std::vector<Case> cases = {{6, 5, 2, 23, 5}, {6, 5, 1, 5, 7},    {1, 13, 2, 3, 5},
                                    {7, 5, 2, 85, 7}, {13, 10, 2, 45, 3}, {6, 5, 2, 197, 4}};
   Integers expected;
   std::vector<std::string> names;
