@@ -67,7 +67,7 @@ WRAPPED     := open write fsync close rename
 # change, or the compiler does, all in the folder is built again. The four checks that the sanitized
 # build leaves out take g++ 12 from 37 s to 100 s for one test file; the address sanitizer sees what
 # they see but for misaligned pointers.
-tests_compiler    := $(CXX) $(FLAGS) -O3
+tests_compiler    := $(CXX) $(FLAGS) -O2
 examples_compiler := $(CXX) $(FLAGS) -O3
 bench_compiler    := $(CXX) $(FLAGS) -O3
 exercises_compiler := $(CXX) $(BASE) -O0 -D_GLIBCXX_ASSERTIONS -Wall -Wextra \
