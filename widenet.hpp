@@ -2501,6 +2501,8 @@ void lamb_step(T* w, const T* u, const T* ratio, T rate, Index n) {
 //   - The closure never captures its own result: such a cycle of references would never be freed.
 //   - Every tensor that the closure captures is also an input.
 //   - It calls functions of chapters 5 and 6 only, which know where the values live.
+// The exception is recomputed_blocks of chapter 11: its closure runs operations, and holds
+// parameters that are no inputs. They are leaves, so no graph dies with them.
 
 namespace detail {
 
