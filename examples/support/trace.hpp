@@ -5,13 +5,12 @@
 #ifndef WIDENET_EXAMPLES_SUPPORT_TRACE_HPP
 #define WIDENET_EXAMPLES_SUPPORT_TRACE_HPP
 
+#include "support/progress.hpp"
 #include "widenet.hpp"
 
 #include <algorithm>    // find, stable_sort
-#include <cmath>        // isfinite
 #include <cstddef>      // nullptr_t, size_t
-#include <cstdint>      // int32_t, uint8_t
-#include <limits>       // numeric_limits
+#include <cstdint>      // int32_t
 #include <string>       // string
 #include <type_traits>  // is_same_v
 #include <vector>       // vector
@@ -24,6 +23,24 @@ struct Traced {
   std::vector<T> value, gradient;
 };
 
+template <class T>
+struct TracedNorm {
+  Traced<T> input, output;               // (D)
+  T mean = 0, rstd = 0;                  // rstd = 1 / sqrt(variance + eps)
+};
+
+/// One of the K choices of a token.
+template <class T>
+struct TracedChoice {
+  Index expert = -1, place = 0;          // place in the queue of the expert, 1 being served first;
+                                         // 0: was drawn not to ask (second_choice_threshold)
+  Index slot = -1;                       // -1: dropped
+  Traced<T> gate;                        // (1)
+  Traced<T> hidden, output;              // (F), before GELU; (D). Empty if dropped, as the next two
+  std::vector<T> activated, weighted;    // (F), after GELU and dropout; (D), gate * output
+  bool is_kept() const { return slot >= 0; }
+};
+
 /// One token's way through one block. Letters are those of widenet.hpp.
 ///
 ///   pre-norm    h = LN1(x),  middle = x + attention(h),       y = middle + MoE(LN2(middle))
@@ -34,20 +51,6 @@ struct Traced {
 /// gates are also over all blocks that share the routing.
 template <class T>
 struct Trace {
-  struct Norm {
-    Traced<T> input, output;               // (D)
-    T mean = 0, rstd = 0;                  // rstd = 1 / sqrt(variance + eps)
-  };
-  struct Choice {
-    Index expert = -1, place = 0;          // place in the queue of the expert: 1 is served first;
-                                           // 0: it was drawn not to ask (second_choice_threshold)
-    Index slot = -1;                       // -1: dropped
-    Traced<T> gate;                        // (1)
-    Traced<T> hidden, output;              // (F), before GELU; (D). Empty if dropped, like those
-    std::vector<T> activated, weighted;    // (F), after GELU and dropout; (D), gate * output
-    bool is_kept() const { return slot >= 0; }
-  };
-
   Index token = 0, sequence = 0, position = 0;  // token = sequence * T + position
   Index block = 0, routed_by = -1;         // routed_by: the block whose routing it uses; -1: dense
   bool is_pre_norm = true, is_routed = false;   // padding may be left out of the routing
@@ -55,7 +58,7 @@ struct Trace {
   T main_loss = 0, balance_loss = 0;       // the first only if there is a loss
 
   Traced<T> input, output;                 // (D), x and y
-  Norm norm1, norm2;
+  TracedNorm<T> norm1, norm2;
   Traced<T> q, k, v;                       // (D), head h owns elements h Dh to (h + 1) Dh - 1
   std::vector<std::vector<T>> attention;   // (H, T), probabilities over the keys
   Traced<T> mixed;                         // (D), sum over the keys of probability times v
@@ -68,7 +71,7 @@ struct Trace {
   Traced<T> probabilities;                 // (E), of the noisy logits
   std::vector<Index> ranked;               // (E): the K choices, then the others by probability
   Index capacity = 0;                      // places with a slot in the queue of an expert
-  std::vector<Choice> choices;             // (K)
+  std::vector<TracedChoice<T>> choices;    // (K)
 
   Traced<T> hidden;                        // (F), of a dense block, before GELU
   std::vector<T> activated;                // (F), of a dense block, after GELU and dropout
@@ -166,7 +169,7 @@ void read_record(Trace<T>& trace, const BlockRecord<T>& record, bool is_backward
   read(trace.logits, r.logits, row);
   read(trace.probabilities, r.probabilities, row);
   for (std::size_t k = 0; k < trace.choices.size(); ++k) {
-    typename Trace<T>::Choice& choice = trace.choices[k];
+    TracedChoice<T>& choice = trace.choices[k];
     read(choice.gate, r.gate, row * r.K + static_cast<Index>(k), 1);
     if (!choice.is_kept()) continue;
     const Index at = choice.expert * r.C + choice.slot;
@@ -178,7 +181,7 @@ void read_record(Trace<T>& trace, const BlockRecord<T>& record, bool is_backward
 /// Mean and 1 / sigma are no tensors of the graph: the kernel that made them makes them again, from
 /// the same rows.
 template <class T>
-void read_norm(typename Trace<T>::Norm& norm, const LayerNorm<T>& layer, const Tensor<T>& x,
+void read_norm(TracedNorm<T>& norm, const LayerNorm<T>& layer, const Tensor<T>& x,
                Index row, double eps) {
   const Index N = x.shape().num_rows(), D = x.shape().last();
   const Buffer<T> y(x.size()), mean(N), rstd(N);
@@ -217,7 +220,7 @@ void read_routing(Trace<T>& trace, const BlockRecord<T>& record) {
   const std::vector<std::int32_t> expert = row_of(r.expert, row, r.K);
   const std::vector<std::int32_t> slot = row_of(r.slot, row, r.K);
   for (std::size_t k = 0; k < expert.size(); ++k) {
-    typename Trace<T>::Choice choice;
+    TracedChoice<T> choice;
     choice.expert = expert[k], choice.slot = slot[k];
     choice.place = place_in_queue(r, row * r.K + static_cast<Index>(k));
     trace.choices.push_back(choice);
@@ -239,7 +242,7 @@ void read_products(Trace<T>& trace, const BlockRecord<T>& record) {
   const Tensor<T>& activated = record.hidden.after_gelu;
   if (trace.routed_by < 0)
     trace.activated = row_of(activated.value(), trace.token, activated.shape().last());
-  for (typename Trace<T>::Choice& choice : trace.choices) {
+  for (TracedChoice<T>& choice : trace.choices) {
     if (!choice.is_kept()) continue;
     choice.activated = row_of(activated.value(), choice.expert * record.routing.C + choice.slot,
                               activated.shape().last());
@@ -290,10 +293,10 @@ Trace<T> trace(const Model<T>& model, const Input& input, Index token, Index blo
   trace.balance_loss = out.balance_loss.item();
   if (trace.routed_by >= 0) detail::read_routing(trace, record);
   detail::read_record(trace, record, false);
-  detail::read_norm<T>(trace.norm1, record.attention.norm,
+  detail::read_norm(trace.norm1, record.attention.norm,
                        trace.is_pre_norm ? record.attention.input : record.attention.sum, token,
                        config.layer_norm_eps);
-  detail::read_norm<T>(trace.norm2, record.ffn.norm,
+  detail::read_norm(trace.norm2, record.ffn.norm,
                        trace.is_pre_norm ? record.ffn.input : record.ffn.sum, token,
                        config.layer_norm_eps);
   detail::read_attention(trace, record.heads, config.heads);
@@ -319,6 +322,44 @@ Trace<T> trace(const Model<T>& model, const Input& input, Index token, Index blo
     }
   }
   return trace;
+}
+
+// JSON --------------------------------------------------------------------------------------------
+
+template <class T>
+std::string json(const Traced<T>& x) {
+  return JsonLine().add("value", x.value).add("gradient", x.gradient).text();
+}
+template <class T>
+std::string json(const TracedNorm<T>& norm) {
+  return JsonLine().add("mean", norm.mean).add("rstd", norm.rstd).add("input", norm.input)
+      .add("output", norm.output).text();
+}
+template <class T>
+std::string json(const TracedChoice<T>& c) {
+  return JsonLine().add("expert", c.expert).add("place", c.place).add("slot", c.slot)
+      .add("gate", c.gate).add("hidden", c.hidden).add("activated", c.activated)
+      .add("output", c.output).add("weighted", c.weighted).text();
+}
+
+/// The trace as one JSON object, with the names of its fields and in the order of the way. Every
+/// number reads back to the same bits.
+template <class T>
+std::string to_json(const Trace<T>& t) {
+  return JsonLine()
+      .add("token", t.token).add("sequence", t.sequence).add("position", t.position)
+      .add("block", t.block).add("routed_by", t.routed_by).add("is_pre_norm", t.is_pre_norm)
+      .add("is_routed", t.is_routed).add("lambda", t.lambda).add("main_loss", t.main_loss)
+      .add("balance_loss", t.balance_loss).add("input", t.input).add("norm1", t.norm1)
+      .add("q", t.q).add("k", t.k).add("v", t.v).add("attention", t.attention)
+      .add("mixed", t.mixed).add("attention_output", t.attention_output).add("middle", t.middle)
+      .add("norm2", t.norm2).add("jitter", t.jitter).add("logits", t.logits)
+      .add("main_gradient", t.main_gradient).add("balance_gradient", t.balance_gradient)
+      .add("noise", t.noise).add("noisy_logits", t.noisy_logits)
+      .add("probabilities", t.probabilities).add("ranked", t.ranked)
+      .add("capacity", t.capacity).add("choices", t.choices).add("hidden", t.hidden)
+      .add("activated", t.activated).add("moe_output", t.moe_output).add("output", t.output)
+      .text();
 }
 
 }  // namespace widenet::support
