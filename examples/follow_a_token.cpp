@@ -115,7 +115,9 @@ void table(const char* name, const Row& x, double factor = 1) {
   std::printf("\n");
 }
 
-void equation(const char* text) { std::printf("     %s\n", text); }
+void equation(const std::string& text, const char* tag = "") {
+  std::printf(*tag ? "     %-72s  %s\n" : "     %s\n", text.c_str(), tag);
+}
 void vector_of(const char* name, const Row& x, double factor = 1) {
   std::printf("     %-16s = %s\n", name, list(x, factor).c_str());
 }
@@ -165,9 +167,11 @@ void tell_attention(const support::Trace<float>& t, Index num_tokens) {
   vector_of("p v, all heads", t.mixed.value);
 }
 
+bool is_queue_shown(const wn::Routing<float>& r) { return r.N <= 40 && r.groups == 1; }
+
 /// Who asked for an expert, in order, and where the places end.
 void tell_queue(const wn::Routing<float>& r, Index e) {
-  if (r.N > 40 || r.groups > 1) return;
+  if (!is_queue_shown(r)) return;
   std::vector<Index> queue(static_cast<std::size_t>(r.N), -1);
   const std::vector<std::int32_t> asking = r.asking.to_vector();
   for (Index i = 0; i < r.N * r.K; ++i)
@@ -181,6 +185,8 @@ void tell_queue(const wn::Routing<float>& r, Index e) {
 
 void tell_choices(const support::Trace<float>& t, const wn::Routing<float>& r) {
   const std::string token = "Token " + std::to_string(t.token);
+  if (is_queue_shown(r))
+    say("Tokens queue up in the order in which they are served; behind the bar no place is left.");
   for (std::size_t k = 0; k < t.choices.size(); ++k) {
     const auto& choice = t.choices[k];
     tell_queue(r, choice.expert);
@@ -199,8 +205,11 @@ void tell_choices(const support::Trace<float>& t, const wn::Routing<float>& r) {
   }
 }
 
-std::string better_noise(const support::Trace<float>& t) {
-  if (t.noise.empty()) return "There is no noise in evaluation.";
+/// What the noise did to the choice.
+std::string effect_of_noise(const support::Trace<float>& t) {
+  if (!t.jitter.empty())
+    return "The noise is in what the router read: each number times a random factor near 1.";
+  if (t.noise.empty()) return "There was no noise.";
   std::vector<Index> clean(t.ranked.size());
   std::iota(clean.begin(), clean.end(), Index(0));
   std::stable_sort(clean.begin(), clean.end(), [&t](Index a, Index b) {
@@ -218,7 +227,7 @@ std::string better_noise(const support::Trace<float>& t) {
                         : "The noise changed the choice: without it, it would be " + without + ".";
 }
 
-void tell_experts(const support::Trace<float>& t) {
+void tell_experts(const support::Trace<float>& t, const std::string& u) {
   for (const auto& choice : t.choices) {
     if (!choice.is_kept()) {
       std::printf("     expert %td: no place, no work.\n", choice.expert);
@@ -227,7 +236,7 @@ void tell_experts(const support::Trace<float>& t) {
     const auto open = std::count_if(choice.hidden.value.begin(), choice.hidden.value.end(),
                                     [](float x) { return x > 0; });
     std::printf("     expert %td:\n", choice.expert);
-    vector_of("  x W1 + b1", choice.hidden.value);
+    vector_of(("  " + u + " W1 + b1").c_str(), choice.hidden.value);
     vector_of("  gelu", choice.activated);
     vector_of("  output", choice.output.value);
     vector_of("  gate * output", choice.weighted);
@@ -247,7 +256,7 @@ void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
 
   if (is_pre) {
     step("LayerNorm of attention.");
-    equation("h = (x - mean) / sigma * gamma + beta                                  [eq 5]");
+    equation("h = (x - mean) / sigma * gamma + beta,   sigma = sqrt(variance + eps)", "[eq 5]");
     tell_norm(t.norm1, "x", "h");
   }
   step("Query, key and value.");
@@ -260,24 +269,26 @@ void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
   equation("p[j] = softmax over j of  q . k[j] / sqrt(Dh),   in every head");
   tell_attention(t, config.num_tokens());
   step("Attention goes back to the token.");
-  equation("a = (p v) Wo + bo,   m = x + a                                       [eq 6]");
+  equation(is_pre ? "a = (p v) Wo + bo,   m = x + a" : "a = (p v) Wo + bo,   m = LN(x + a)",
+           "[eq 6]");
   vector_of("a", t.attention_output.value);
   if (is_pre)
     vector_of("m", t.middle.value);
   else
-    tell_norm(t.norm1, "x + a", "m = LN(x + a)");
+    tell_norm(t.norm1, "x + a", "m");
   say("What attention found has length " + number(length_of(t.attention_output.value)) +
       "; it is added to a token of length " + number(length_of(t.input.value)) + ".");
   if (is_pre) {
     step("LayerNorm of the experts.");
-    equation("u = (m - mean) / sigma * gamma + beta                                  [eq 5]");
+    equation("u = (m - mean) / sigma * gamma + beta", "[eq 5]");
     tell_norm(t.norm2, "m", "u");
   }
-  const char* const f = t.routed_by < 0 ? "FFN" : "MoE";
+  const std::string u = is_pre ? "u" : "m", inner = "gelu(" + u + " W1 + b1) W2 + b2";
+  const std::string network = config.encoder.gelu_at_output ? "gelu(" + inner + ")" : inner;
   if (t.routed_by < 0) {
     step("The feed-forward network; this block has no experts.");
-    equation("f = gelu(u W1 + b1) W2 + b2");
-    vector_of("u W1 + b1", t.hidden.value), vector_of("gelu", t.activated);
+    equation("f = " + network);
+    vector_of((u + " W1 + b1").c_str(), t.hidden.value), vector_of("gelu", t.activated);
   } else {
     const wn::EncoderConfig& c = config.encoder;
     Index index = 0;
@@ -286,33 +297,38 @@ void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
     step("The router.");
     if (t.routed_by != t.block)
       say("This block uses again what block " + std::to_string(t.routed_by) + " decided.");
-    equation("z = u Wr,   p = softmax(z + noise)                                     [eq 2]");
+    equation("z = " + u + " Wr,   p = softmax(z + noise)", "[eq 2]");
     std::printf("     %-16s", "expert");
     for (Index e = 0; e < r.E; ++e) std::printf("%8td", e);
     std::printf("\n");
     table("z", t.logits.value);
     if (!t.noise.empty()) table("noise", t.noise), table("z + noise", t.noisy_logits);
     table("p", t.probabilities.value);
-    say(better_noise(t));
+    say(effect_of_noise(t));
     step("The queue.");
-    std::printf("     places of an expert: %td for %td tokens with %td choices each      "
-                "       [eq 3]\n", t.capacity, r.N / r.groups, r.K);
+    equation(std::to_string(t.capacity) + " places at each expert, for " +
+                 std::to_string(r.N / r.groups) + " tokens with " + std::to_string(r.K) +
+                 " choices each", "[eq 3]");
     tell_choices(t, r);
     step("The experts.");
-    equation("output = gelu(u W1 + b1) W2 + b2,   each expert with its own W1, b1, W2, b2");
-    tell_experts(t);
+    equation("output = " + network + ",   each expert with its own W1, b1, W2, b2");
+    tell_experts(t, u);
   }
   step("Back to the token.");
-  equation(t.routed_by < 0 ? "y = m + f" : "f = sum over kept choices of gate * output,   y = m + f"
-                                           "                [eq 1, 6]");
+  const std::string sum = is_pre ? "y = m + f" : "y = LN(m + f)";
+  if (t.routed_by < 0)
+    equation(sum, "[eq 6]");
+  else
+    equation("f = sum over kept choices of gate * output,   " + sum, "[eq 1, 6]");
   vector_of("f", t.moe_output.value);
   if (is_pre)
     vector_of("y", t.output.value);
   else
-    tell_norm(t.norm2, "m + f", "y = LN(m + f)");
+    tell_norm(t.norm2, "m + f", "y");
   const bool is_lost = t.is_routed && length_of(t.moe_output.value) == 0;
   say(is_lost ? "The token lost all its choices: it goes on as it was."
-              : "The " + std::string(f) + " adds a vector of length " +
+              : std::string(t.routed_by < 0 ? "The network" : "The mixture of experts") +
+                    " adds a vector of length " +
                     number(length_of(t.moe_output.value)) + " to one of length " +
                     number(length_of(t.middle.value)) + ".");
 }
@@ -335,9 +351,10 @@ void backward(const support::Trace<float>& t) {
   int zeros = 0;
   while (length_of(t.output.gradient) * scale < 1 && zeros < 18) scale *= 1000, zeros += 3;
   std::printf("\nBACKWARD\n\n");
-  say("L = main loss + lambda * balance loss = " + number(double(t.main_loss), 4) + " + " +
-      number(t.lambda, 3) + " * " + number(double(t.balance_loss), 4) +
-      "                [eq 7]");
+  equation("L = main loss + lambda * balance loss = " + number(double(t.main_loss), 4) + " + " +
+               number(t.lambda) + " * " + number(double(t.balance_loss), 4), "[eq 7]");
+  say("The main loss is the cross entropy of what was put in, the balance loss that of all routers "
+      "together.");
   say("dL/dx says how fast L grows with each number of x; training goes the other way." +
       (zeros ? " All gradients are shown times 10^" + std::to_string(zeros) + "." : std::string()));
 
@@ -367,11 +384,11 @@ void backward(const support::Trace<float>& t) {
     equation("dL/d(hidden) = (dL/d(output) W2^T) * gelu'(hidden)");
     for (const auto& choice : t.choices)
       if (choice.is_kept()) {
-        const std::string name = "dhidden, expert " + std::to_string(choice.expert);
-        std::printf("     %s = %s\n", name.c_str(), list(choice.hidden.gradient, scale).c_str());
+        std::printf("     expert %td:\n", choice.expert);
+        vector_of("  dL/d(hidden)", choice.hidden.gradient, scale);
       }
     step("To the router, from its two teachers.");
-    equation("dL/dz = p * (dL/dp - sum over e of dL/dp p),   of each loss");
+    equation("dL/dz[e] = p[e] (dL/dp[e] - sum over j of dL/dp[j] p[j]),   for each loss");
     std::printf("     %-16s", "expert");
     for (std::size_t e = 0; e < t.ranked.size(); ++e) std::printf("%8zu", e);
     std::printf("\n");
@@ -379,6 +396,10 @@ void backward(const support::Trace<float>& t) {
     table("balance loss", t.balance_gradient, scale);
     table("together", t.logits.gradient, scale);
     say(pull(t.main_gradient, "For this token the main loss"));
+    for (const auto& choice : t.choices)
+      if (!choice.is_kept() && choice.gate.gradient[0] == 0)
+        say("Expert " + std::to_string(choice.expert) + " did nothing for this token: the main "
+            "loss moves its logit only because probabilities add up to 1.");
     say(pull(t.balance_gradient, "The balance loss"));
     say("The balance loss is that of all blocks, times lambda: what this block does moves the "
         "routers after it, too.");
@@ -397,6 +418,8 @@ void backward(const support::Trace<float>& t) {
   }
   step("Through attention.");
   vector_of("dL/da", t.attention_output.gradient, scale);
+  if (t.attention_output.gradient == t.middle.gradient)
+    say("The sum m = x + a, too, passes the gradient on as it is.");
   vector_of("dL/d(p v)", t.mixed.gradient, scale);
   vector_of("dL/dq", t.q.gradient, scale);
   vector_of("dL/dk", t.k.gradient, scale);
@@ -405,6 +428,8 @@ void backward(const support::Trace<float>& t) {
   step("Where the block began.");
   if (t.is_pre_norm) vector_of("dL/dh", t.norm1.output.gradient, scale);
   vector_of("dL/dx", t.input.gradient, scale);
+  if (t.is_pre_norm)
+    say("dL/dx is dL/dm plus what came back through attention and LayerNorm.");
   say("Its length is " + number(scale * length_of(t.input.gradient)) + ", after " +
       number(scale * length_of(t.output.gradient)) +
       " at the end of the block: this goes on to the block before.");
@@ -444,9 +469,11 @@ void draw(const support::ImageSet& set, Index image) {
 void introduce(const Options& o, const support::ImageSet& set, const wn::VisionConfig& c,
                Index token, Index block) {
   const wn::EncoderConfig& e = c.encoder;
-  std::printf("A WideNet of %td blocks, D = %td, %td heads, E = %td experts with F = %td, K = %td"
-              " of them for each token.\n", e.blocks, e.width, e.heads, e.experts, e.expert_hidden,
-              e.top_k);
+  std::printf("A model of %td blocks, %s: D = %td, H = %td", e.blocks,
+              o.run.empty() ? "trained here for 60 steps" : o.run.c_str(), e.width, e.heads);
+  if (e.experts > 0)
+    std::printf(", E = %td, K = %td, F = %td", e.experts, e.top_k, e.expert_hidden);
+  std::printf(".\n");
   const Index position = token % c.num_tokens(), image = o.image + token / c.num_tokens();
   const Index columns = c.image_width / c.patch;
   std::printf("Image %td of the %s images, labelled %d:\n\n", image, o.part.c_str(),
