@@ -4518,7 +4518,8 @@ struct EncoderOutput {
 
 /// The tensors of one block, for all tokens, as a forward pass that is given a record leaves them;
 /// after backward they have their gradients. Under recompute_blocks backward writes it anew, so it
-/// must live until then. A pass without a record tests a pointer in each block, and no more.
+/// must live until then. A pass without a record tests pointers, a few in each block, and no more.
+/// examples/support/trace.hpp reads a token's way from it.
 template <class T>
 struct BlockRecord {
   struct Sublayer {        // f: pre-norm sum = input + f(norm(input)), post-norm norm(input + f)

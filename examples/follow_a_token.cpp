@@ -177,10 +177,10 @@ void tell_queue(const wn::Routing<float>& r, Index e) {
   for (Index i = 0; i < r.N * r.K; ++i)
     if (asking[static_cast<std::size_t>(i)] == e)
       queue[static_cast<std::size_t>(support::detail::place_in_queue(r, i) - 1)] = i / r.K;
-  std::printf("     queue of expert %td:", e);
+  std::string text = "queue of expert " + std::to_string(e) + ":";
   for (std::size_t place = 0; place < queue.size() && queue[place] >= 0; ++place)
-    std::printf("%s %td", static_cast<Index>(place) == r.usable ? " |" : "", queue[place]);
-  std::printf("\n");
+    text += (static_cast<Index>(place) == r.usable ? " | " : " ") + std::to_string(queue[place]);
+  say(text);
 }
 
 void tell_choices(const support::Trace<float>& t, const wn::Routing<float>& r) {
@@ -338,14 +338,16 @@ void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
 /// The experts whose logits a gradient pulls up or pushes down in the next step.
 std::string pull(const Row& gradient, const char* who) {
   std::vector<Index> up, down;
+  const double little = 1e-4 * length_of(gradient);
   for (std::size_t e = 0; e < gradient.size(); ++e)
-    if (gradient[e] != 0) (gradient[e] < 0 ? up : down).push_back(static_cast<Index>(e));
+    if (std::fabs(double(gradient[e])) > little)
+      (gradient[e] < 0 ? up : down).push_back(static_cast<Index>(e));
   if (up.empty() && down.empty()) return std::string(who) + " does not care.";
   return std::string(who) + " would rather see " + words(up, "expert") + ", and less of " +
          words(down, "expert") + ".";
 }
 
-void backward(const support::Trace<float>& t) {
+void backward(const support::Trace<float>& t, const wn::EncoderConfig& config) {
   // one power of a thousand for all gradients, so that the first has digits to show
   double scale = 1;
   int zeros = 0;
@@ -369,6 +371,10 @@ void backward(const support::Trace<float>& t) {
   if (t.is_routed) {
     step("Through the gates.");
     equation("dL/d(output) = gate * dL/df,   dL/d(gate) = dL/df . output");
+    if (config.end_of_group(t.routed_by) > t.routed_by + 1)
+      say("Blocks " + std::to_string(t.routed_by) + " to " +
+          std::to_string(config.end_of_group(t.routed_by) - 1) +
+          " share this routing: gradients of gates and logits are sums over them.");
     for (const auto& choice : t.choices) {
       std::printf("     expert %td:\n", choice.expert);
       if (choice.is_kept()) vector_of("  dL/d(output)", choice.output.gradient, scale);
@@ -399,7 +405,9 @@ void backward(const support::Trace<float>& t) {
     for (const auto& choice : t.choices)
       if (!choice.is_kept() && choice.gate.gradient[0] == 0)
         say("Expert " + std::to_string(choice.expert) + " did nothing for this token: the main "
-            "loss moves its logit only because probabilities add up to 1.");
+            "loss moves its logit only because " +
+            (config.conventions.gate == wn::GateRule::raw ? "probabilities" : "gates") +
+            " add up to 1.");
     say(pull(t.balance_gradient, "The balance loss"));
     say("The balance loss is that of all blocks, times lambda: what this block does moves the "
         "routers after it, too.");
@@ -469,8 +477,9 @@ void draw(const support::ImageSet& set, Index image) {
 void introduce(const Options& o, const support::ImageSet& set, const wn::VisionConfig& c,
                Index token, Index block) {
   const wn::EncoderConfig& e = c.encoder;
-  std::printf("A model of %td blocks, %s: D = %td, H = %td", e.blocks,
-              o.run.empty() ? "trained here for 60 steps" : o.run.c_str(), e.width, e.heads);
+  const std::string origin = o.run.empty() ? "trained here for 60 steps" : "from " + o.run;
+  std::printf("A model of %td blocks, %s: D = %td, H = %td", e.blocks, origin.c_str(), e.width,
+              e.heads);
   if (e.experts > 0)
     std::printf(", E = %td, K = %td, F = %td", e.experts, e.top_k, e.expert_hidden);
   std::printf(".\n");
@@ -525,7 +534,7 @@ int run(const Options& o) {
   });
   introduce(o, set, config, token, block);
   forward(trace, config, routings);
-  backward(trace);
+  backward(trace, encoder);
   if (!o.json.empty()) {
     std::ofstream file(o.json);
     file << support::to_json(trace) << '\n';
