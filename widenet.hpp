@@ -3412,6 +3412,17 @@ struct LayerNorm {
   }
 };
 
+/// What a layer leaves, for all tokens, with a forward pass that is asked for it: see BlockRecord.
+template <class T>
+struct AttentionRecord {
+  Tensor<T> q, k, v, mixed;          // (B, T, D); mixed: the values as the heads weight them
+  Buffer<std::uint8_t> key_mask;
+};
+template <class T>
+struct HiddenRecord {
+  Tensor<T> before_gelu, after_gelu;  // (B, T, F) or (E, C, F); the latter after dropout, too
+};
+
 /// Multi-head self-attention: y = attention(x Wq + bq, x Wk + bk, x Wv + bv) Wo + bo.
 template <class T>
 struct Attention {
@@ -3420,9 +3431,15 @@ struct Attention {
   Attention(ParameterSet<T>& parameters, const std::string& name, Index width)
       : q(parameters, name + ".q", width, width), k(parameters, name + ".k", width, width),
         v(parameters, name + ".v", width, width), o(parameters, name + ".o", width, width) {}
-  Tensor<T> operator()(const Tensor<T>& x, Index heads,
-                       const Buffer<std::uint8_t>& key_mask = {}) const {
-    return o(attention(q(x), k(x), v(x), heads, key_mask));
+  Tensor<T> operator()(const Tensor<T>& x, Index heads, const Buffer<std::uint8_t>& key_mask = {},
+                       AttentionRecord<T>* record = nullptr) const {
+    // One after the other, so that dx is the same sum with every compiler.
+    const Tensor<T> values = v(x), keys = k(x), queries = q(x);
+    const Tensor<T> mixed = attention(queries, keys, values, heads, key_mask);
+    if (record)
+      *record = {queries.require_gradient(), keys.require_gradient(), values.require_gradient(),
+                 mixed.require_gradient(), key_mask};
+    return o(mixed);
   }
 };
 
@@ -3436,9 +3453,13 @@ struct FeedForward {
       : fc1(parameters, name + ".fc1", width, hidden, 1e-6),
         fc2(parameters, name + ".fc2", hidden, width, 1e-6) {}
   Tensor<T> operator()(const Tensor<T>& x, Gelu form, double dropout_fraction,
-                       const Training* training, Index block, bool gelu_at_output = false) const {
-    const Tensor<T> hidden = dropout_in(training, Purpose::hidden_dropout, block,
-                                        gelu(fc1(x), form), dropout_fraction);
+                       const Training* training, Index block, bool gelu_at_output = false,
+                       HiddenRecord<T>* record = nullptr) const {
+    Tensor<T> hidden = fc1(x);
+    if (record) record->before_gelu = hidden.require_gradient();
+    hidden = dropout_in(training, Purpose::hidden_dropout, block, gelu(hidden, form),
+                        dropout_fraction);
+    if (record) record->after_gelu = hidden;
     const Tensor<T> y = gelu_at_output ? gelu(fc2(hidden), form) : fc2(hidden);
     return dropout_in(training, Purpose::output_dropout, block, y, dropout_fraction);
   }
@@ -3696,6 +3717,9 @@ struct Routing {
   Buffer<T> jitter;                        // (N, D), factors of x, empty but for such a convention
   double noise_deviation = 0;              // of normal noise
   Tensor<T> gate;                          // (N, K)
+  Index usable = 0;                        // slots of an expert that a group of tokens may fill
+  Buffer<std::int32_t> order;              // (N K): choices as they were served; empty: 0, 1, ...
+  Buffer<std::int32_t> asking;             // (N, K): expert, or -1 if the choice asked for no slot
   Buffer<std::int32_t> expert, slot;       // (N, K)
   Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
   Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
@@ -3933,7 +3957,7 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                       r.N);
   r.groups = r.N / group;
   const Index capacity = expert_capacity(rules, options.capacity_factor, r.K, group, r.E);
-  const Index usable = std::min(std::max<Index>(0, capacity - rules.unusable_slots), group);
+  r.usable = std::min(std::max<Index>(0, capacity - rules.unusable_slots), group);
   r.C = std::min(capacity, group) * r.groups;  // an expert gets each token at most once
   r.logits = logits;
   r.noise = noise;
@@ -3957,7 +3981,7 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                         "route: a replay must have N * K = ", r.N * r.K, " choices; got ",
                         replay->expert.size(), " experts, ", replay->slot.size(), " slots");
     detail::require_valid_choices<T>(*replay, r);
-    r.expert = replay->expert, r.slot = replay->slot;
+    r.expert = r.asking = replay->expert, r.slot = replay->slot;
     gates();
     renormalize_gates(GateRule::renormalized, {});
     kernel::replay_slots(r.choice_of_slot.data(), r.load.data(), r.kept.data(), r.expert.data(),
@@ -3971,16 +3995,17 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     }
     kernel::top_k(r.expert.data(), score.data(), r.N, r.E, r.K);
     gates();
-    const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
+    r.order = detail::order_of_priority(rules.priority, r, priority_rng);
     renormalize_gates(GateRule::renormalized, {});
-    Buffer<std::int32_t> asking = r.expert;
+    r.asking = r.expert;
     if (rules.second_choice_threshold > 0 && priority_rng) {
-      asking = Buffer<std::int32_t>(r.N * r.K);
-      kernel::refuse_choices(asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
+      r.asking = Buffer<std::int32_t>(r.N * r.K);
+      kernel::refuse_choices(r.asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
                              *priority_rng, T(rules.second_choice_threshold), r.N * r.K, r.K);
     }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
-                         asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, usable);
+                         r.asking.data(), r.order.data(), r.groups, group * r.K, r.E, r.C,
+                         r.usable);
     kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
                           r.N, r.E, r.K, r.K);  // those that did not ask, too
   }
@@ -4159,7 +4184,8 @@ struct ExpertDropout {
 template <class T>
 Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, const Tensor<T>& w2,
                   const Tensor<T>& b2, const Routing<T>& r, Gelu form = Gelu::tanh,
-                  const ExpertDropout<T>& drop = {}, bool gelu_at_output = false) {
+                  const ExpertDropout<T>& drop = {}, bool gelu_at_output = false,
+                  HiddenRecord<T>* record = nullptr) {
   const Index E = r.E, C = r.C, D = x.shape().last(), F = b1.shape().last();
   require<ShapeError>(x.shape() == Shape({E, C, D}), "experts: x must be (E, C, D) with E = ", E,
                       ", C = ", C, "; got ", x.shape());
@@ -4181,11 +4207,14 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
   const Tensor<T> y(x.shape());
   gemm_grouped(false, false, E, C, F, D, in(x.data(), D), weight(w1), T(0), out(h.data(), F),
                row(b1), kept.data());
+  Tensor<T> recorded;  // h, in memory of its own: backward overwrites the other
+  if (record) recorded = Tensor<T>(Shape{E, C, F}, h.clone()).require_gradient();
   {
     const Buffer<T> g(E * C * F);
     kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
     if (drop.is_on)
       kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
+    if (record) *record = {recorded, Tensor<T>(Shape{E, C, F}, g)};
     gemm_grouped(false, false, E, C, D, F, in(g.data(), F), weight(w2), T(0), out(y.data(), D),
                  row(b2), kept.data());
   }
@@ -4219,6 +4248,7 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
       kernel::expert_dropout(dh.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
     const Buffer<T> g = h;  // in its place
     kernel::expert_gelu_backward(dh.data(), g.data(), kept.data(), form, E, C, F);
+    if (recorded) recorded.add_gradient(dh);
     kernel::clear_empty_slots(g.data(), kept.data(), E, C, F);
     if (w2.needs_gradient()) {
       if (drop.is_on)
@@ -4333,9 +4363,10 @@ struct Experts {
         fc2_weight(parameters.glorot(name + ".{}.fc2.weight", {num_experts, hidden, width})),
         fc2_bias(parameters.normal(name + ".{}.fc2.bias", {num_experts, width}, 1e-6)) {}
   Tensor<T> operator()(const Tensor<T>& slots, const Routing<T>& routing, Gelu form,
-                       const ExpertDropout<T>& drop, bool gelu_at_output) const {
+                       const ExpertDropout<T>& drop, bool gelu_at_output,
+                       HiddenRecord<T>* record = nullptr) const {
     return experts(slots, fc1_weight, fc1_bias, fc2_weight, fc2_bias, routing, form, drop,
-                   gelu_at_output);
+                   gelu_at_output, record);
   }
 };
 
@@ -4485,6 +4516,24 @@ struct EncoderOutput {
   std::vector<Routing<T>> routings;        // one per routing
 };
 
+/// The tensors of one block, for all tokens, as a forward pass that is given a record leaves them;
+/// after backward they have their gradients. Under recompute_blocks backward writes it anew, so it
+/// must live until then. A pass without a record tests pointers, a few in each block, and no more.
+/// examples/support/trace.hpp reads a token's way from it.
+template <class T>
+struct BlockRecord {
+  struct Sublayer {        // f: pre-norm sum = input + f(norm(input)), post-norm norm(input + f)
+    LayerNorm<T> norm;
+    Tensor<T> input, normed, change, sum;  // (B, T, D): normed by norm, change by f
+  };
+  Index block = 0;         // which block to record
+  Sublayer attention, ffn;
+  AttentionRecord<T> heads;
+  HiddenRecord<T> hidden;
+  Tensor<T> results;       // (E, C, D), of the experts; nothing in a dense block
+  Routing<T> routing;      // that the block used, its own or that of its group
+};
+
 /// The encoder with its parameters: one set of each shared layer, or one per block.
 template <class T>
 class Encoder {
@@ -4517,7 +4566,8 @@ class Encoder {
   /// x (B, T, D) -> tokens (B, T, D). `training` is null in evaluation.
   EncoderOutput<T> forward(Tensor<T> x, const Training* training, const Replay<T>& replay,
                            const Buffer<std::uint8_t>& key_mask = {},
-                           const RoutedTokens& routed = {}) const {
+                           const RoutedTokens& routed = {},
+                           BlockRecord<T>* record = nullptr) const {
     EncoderOutput<T> out;
     const std::size_t routings = static_cast<std::size_t>(num_routings());
     require<ShapeError>(replay.choices.empty() || replay.choices.size() == routings,
@@ -4530,7 +4580,7 @@ class Encoder {
                         "Encoder: a replay must have jitter for ", routings, " routings; got ",
                         replay.jitter.size());
     const Pass pass{training != nullptr, training ? *training : Training{Rng(0), 0}, replay,
-                    key_mask, routed};
+                    key_mask, routed, record};
     const bool recomputes = config_.recompute_blocks && detail::grad_mode();
     for (Index i = 0, end = 0; i < config_.blocks; i = end) {
       end = config_.end_of_group(i);
@@ -4551,7 +4601,11 @@ class Encoder {
     Replay<T> replay;
     Buffer<std::uint8_t> key_mask;
     RoutedTokens routed;
+    BlockRecord<T>* record;
     const Training* training() const { return is_training ? &training_step : nullptr; }
+    BlockRecord<T>* record_of(Index i) const {
+      return record && record->block == i ? record : nullptr;
+    }
   };
 
   Index num_routings_before(Index block) const {
@@ -4616,28 +4670,40 @@ class Encoder {
 
   /// x + f(LN(x)), or LN(x + f(x)); what f = `sublayer` read is forgotten: LN computes it again.
   template <class Sublayer>
-  Tensor<T> residual(const Tensor<T>& x, const LayerNorm<T>& norm, Sublayer sublayer) const {
-    if (!config_.is_pre_norm) return norm(x + sublayer(x), config_.layer_norm_eps);
-    const Tensor<T> h = norm(x, config_.layer_norm_eps);
-    const Tensor<T> y = sublayer(h);
-    h.forget();
-    return x + y;
+  Tensor<T> residual(const Tensor<T>& x, const LayerNorm<T>& norm,
+                     typename BlockRecord<T>::Sublayer* record, Sublayer sublayer) const {
+    const bool is_pre = config_.is_pre_norm;
+    const Tensor<T> h = is_pre ? norm(x, config_.layer_norm_eps) : x;
+    const Tensor<T> y = sublayer(h), sum = x + y;
+    const Tensor<T> normed = is_pre ? h : norm(sum, config_.layer_norm_eps);
+    if (record)
+      *record = {norm, x.require_gradient(), normed.require_gradient(), y.require_gradient(),
+                 sum.require_gradient()};
+    if (is_pre) h.forget();
+    return is_pre ? sum : normed;
   }
 
   Tensor<T> attend(const Tensor<T>& x, Index i, const Pass& pass) const {
-    return residual(x, of_block(norm1_, i), [&](const Tensor<T>& h) {
+    BlockRecord<T>* const record = pass.record_of(i);
+    return residual(x, of_block(norm1_, i), record ? &record->attention : nullptr,
+                    [&](const Tensor<T>& h) {
       return dropout_in(pass.training(), Purpose::attention_dropout, i,
-                        of_block(attention_, i)(h, config_.heads, pass.key_mask), config_.dropout);
+                        of_block(attention_, i)(h, config_.heads, pass.key_mask,
+                                                record ? &record->heads : nullptr),
+                        config_.dropout);
     });
   }
 
   Tensor<T> feed_forward(const Tensor<T>& x, Index i, const Pass& pass,
                          EncoderOutput<T>& out) const {
     const RoutedTokens& routed = pass.routed;
-    return residual(x, of_block(norm2_, i), [&](const Tensor<T>& h) {
+    BlockRecord<T>* const record = pass.record_of(i);
+    HiddenRecord<T>* const hidden = record ? &record->hidden : nullptr;
+    return residual(x, of_block(norm2_, i), record ? &record->ffn : nullptr,
+                    [&](const Tensor<T>& h) {
       if (!config_.is_moe(i))
         return of_block(ffn_, i)(h, config_.gelu, config_.dropout, pass.training(), i,
-                                 config_.gelu_at_output);
+                                 config_.gelu_at_output, hidden);
       const Tensor<T> all = h.reshaped({h.shape().num_rows(), config_.width});
       const bool takes_all = routed.row.size() == 0;
       Tensor<T> tokens = takes_all ? all : take_rows(all, routed.token, routed.row);
@@ -4651,7 +4717,12 @@ class Encoder {
       const Experts<T>& layer = of_block(experts_, i - first_moe);
       const Tensor<T> results =
           layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()),
-                config_.gelu_at_output);
+                config_.gelu_at_output, hidden);
+      if (record) {
+        record->results = results.require_gradient(), record->routing = routing;
+        for (const Tensor<T>& r : {routing.logits, routing.probabilities, routing.gate})
+          r.require_gradient();
+      }
       slots.forget();
       Tensor<T> y = combine(results, routing.gate, routing);
       if (config_.conventions.dropped == DroppedValue::gated_input)
@@ -4860,12 +4931,13 @@ class VisionModel {
 
   /// Training: with router noise and dropout. The caller adds main loss + lambda * balance_loss.
   VisionOutput<T> forward(const Tensor<T>& images, const Training& training,
-                          const Replay<T>& replay = {}) const {
-    return run(images, &training, replay);
+                          const Replay<T>& replay = {}, BlockRecord<T>* record = nullptr) const {
+    return run(images, &training, replay, record);
   }
   /// Evaluation: nothing is random. Inside NoGrad nothing is kept for backward either.
-  VisionOutput<T> forward(const Tensor<T>& images, const Replay<T>& replay = {}) const {
-    return run(images, nullptr, replay);
+  VisionOutput<T> forward(const Tensor<T>& images, const Replay<T>& replay = {},
+                          BlockRecord<T>* record = nullptr) const {
+    return run(images, nullptr, replay, record);
   }
   const VisionConfig& config() const { return config_; }
   const std::vector<Parameter<T>>& parameters() const { return parameters_.list(); }
@@ -4897,8 +4969,8 @@ class VisionModel {
     return config;
   }
 
-  VisionOutput<T> run(const Tensor<T>& images, const Training* training,
-                      const Replay<T>& replay) const {
+  VisionOutput<T> run(const Tensor<T>& images, const Training* training, const Replay<T>& replay,
+                      BlockRecord<T>* record) const {
     const VisionConfig& c = config_;
     const Shape& s = images.shape();
     require<ShapeError>(s.rank() == 4 && s[0] > 0 && s[1] == c.channels && s[2] == c.image_height &&
@@ -4908,7 +4980,7 @@ class VisionModel {
     const Tensor<T> patches = patch_embed_(extract_patches(images, c.patch));
     Tensor<T> x = add_to_sequences(prepend_token(class_token_, patches), positions_);
     x = dropout_in(training, Purpose::embedding_dropout, 0, x, c.encoder.dropout);
-    EncoderOutput<T> out = encoder_.forward(x, training, replay);
+    EncoderOutput<T> out = encoder_.forward(x, training, replay, {}, {}, record);
     const Index num_patches = out.tokens.shape()[1] - 1;
     Tensor<T> pooled = c.pooling == Pooling::mean ? mean_tokens(out.tokens)
                        : c.pooling == Pooling::patch_mean
@@ -5025,11 +5097,12 @@ class LanguageModel {
       : LanguageModel(checked(config), ParameterSet<T>(rng)) {}
 
   LanguageOutput<T> forward(const TokenBatch& batch, const Training& training,
-                            const Replay<T>& replay = {}) const {
-    return run(batch, &training, replay);
+                            const Replay<T>& replay = {}, BlockRecord<T>* record = nullptr) const {
+    return run(batch, &training, replay, record);
   }
-  LanguageOutput<T> forward(const TokenBatch& batch, const Replay<T>& replay = {}) const {
-    return run(batch, nullptr, replay);
+  LanguageOutput<T> forward(const TokenBatch& batch, const Replay<T>& replay = {},
+                            BlockRecord<T>* record = nullptr) const {
+    return run(batch, nullptr, replay, record);
   }
 
   /// Scores of all words for some places: gelu(x W + b), LN, then the table of the embeddings.
@@ -5089,8 +5162,8 @@ class LanguageModel {
     return config;
   }
 
-  LanguageOutput<T> run(const TokenBatch& batch, const Training* training,
-                        const Replay<T>& replay) const {
+  LanguageOutput<T> run(const TokenBatch& batch, const Training* training, const Replay<T>& replay,
+                        BlockRecord<T>* record) const {
     const LanguageConfig& c = config_;
     const std::size_t N = static_cast<std::size_t>(batch.B * batch.T);
     require<ShapeError>(batch.B > 0 && batch.T > 0 && batch.T <= c.max_tokens &&
@@ -5113,7 +5186,7 @@ class LanguageModel {
     const bool all_are_routed = batch.mask.empty() || c.encoder.routes_padding;
     EncoderOutput<T> out =
         encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask),
-                         all_are_routed ? RoutedTokens() : RoutedTokens(batch.mask));
+                         all_are_routed ? RoutedTokens() : RoutedTokens(batch.mask), record);
     return {out.tokens, out.balance_loss, std::move(out.balance_losses), std::move(out.routings)};
   }
 
