@@ -25,7 +25,7 @@ RUN         ?=
 ARGS        ?=
 #: ARGS=...         arguments of the demo or of the test program, or the rule that lint checks
 N           ?=
-#: N=3              which exercise to check
+#: N=3              which exercise to check, or which laboratory to run
 TRY         ?= stub
 #: TRY=stub         and which file of its folder: stub, solution, wrong_1, ...
 JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),2)
@@ -121,6 +121,12 @@ exercise: $(exercise_folder:%=build/exercises/%/$(TRY))  ## check your answer to
 
 check-exercises: $(shipped_answers:examples/%.cpp=build/%)  ## right answers pass, wrong ones fail
 	@RUN="$(RUN)" TRY_COMPILER="$(exercises_compiler)" tests/tools/check_exercises.sh
+
+laboratory: build/examples/laboratory  ## an experiment with routers: N=1, or none for a list
+	+@$(RUN) $< $(N) $(ARGS)
+
+check-laboratories: build/examples/laboratory  ## each laboratory, with few steps, leaves its page
+	+@RUN="$(RUN)" tests/tools/check_laboratories.sh
 
 check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
 	+@RUN="$(RUN)" tests/tools/check_demo.sh
@@ -272,7 +278,8 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
-        check-vision check-language check-golden equations expected golden sanitize lint format \
-        bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics \
-        need-tests need-sanitize need-install need-bench need-torch need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples exercise check-exercises laboratory \
+        check-laboratories check-demo check-vision check-language check-golden equations expected \
+        golden sanitize lint format bench bench-torch cuda test-cuda install test-install clean \
+        help FORCE need-basics need-tests need-sanitize need-install need-bench need-torch \
+        need-lint need-cuda
