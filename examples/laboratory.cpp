@@ -77,6 +77,7 @@ support::Laboratory collapse() {
   lab.curve = {&Trial::busiest_by_step, "busiest expert",
                "Share of the choices in training that go to the busiest expert of a block.", true,
                1.0 / 8, "perfect balance"};
+  lab.steps = 500;
   return lab;
 }
 
@@ -98,7 +99,6 @@ support::Laboratory capacity() {
   lab.measures = {dropped, accuracy, loss};
   lab.expectations = {{dropped, 0, 3, -1}, {dropped, 3, 4, 0}, {accuracy, 0, 3, 1},
                       {accuracy, 1, 3, 1}, {accuracy, 3, 4, 0}, {loss, 0, 3, -1}};
-  lab.steps = 260;
   return lab;
 }
 
@@ -118,7 +118,7 @@ support::Laboratory noise() {
   lab.measures = {evenness, busiest, dropped, accuracy};
   lab.expectations = {{evenness, 0, 1, 1}, {busiest, 0, 1, -1}, {dropped, 0, 1, -1},
                       {accuracy, 0, 1, 0}};
-  lab.steps = 400;
+  lab.steps = 600;
   return lab;
 }
 
@@ -144,7 +144,7 @@ support::Laboratory gate() {
                       {accuracy, 0, 1, -1}, {busiest, 0, 1, 0}};
   lab.curve = {&Trial::gradient_by_step, "router gradient",
                "Length of the gradient of the router's weights.", false};
-  lab.steps = 400;
+  lab.steps = 600;
   return lab;
 }
 
@@ -166,7 +166,7 @@ support::Laboratory norm() {
   lab.measures = {accuracy, loss, training_loss, divergence, parameters};
   lab.expectations = {{accuracy, 0, 1, 1}, {loss, 0, 1, -1}, {training_loss, 0, 1, -1},
                       {divergence, 0, 1, 1}};
-  lab.steps = 320;
+  lab.steps = 500;
   return lab;
 }
 
@@ -187,7 +187,6 @@ support::Laboratory experts() {
   lab.measures = {training_loss, loss, accuracy, dropped, parameters};
   lab.expectations = {{training_loss, 0, 1, -1}, {training_loss, 1, 3, -1}, {accuracy, 0, 1, 1},
                       {accuracy, 1, 3, -1}, {dropped, 1, 3, 0}};
-  lab.steps = 260;
   return lab;
 }
 
