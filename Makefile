@@ -25,7 +25,7 @@ RUN         ?=
 ARGS        ?=
 #: ARGS=...         arguments of the demo or of the test program, or the rule that lint checks
 N           ?=
-#: N=3              which exercise to check
+#: N=3              which exercise to check, or which laboratory to run
 TRY         ?= stub
 #: TRY=stub         and which file of its folder: stub, solution, wrong_1, ...
 JOBS        ?= $(or $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null),2)
@@ -76,6 +76,7 @@ exercises_compiler := $(CXX) $(BASE) -O0 -D_GLIBCXX_ASSERTIONS -Wall -Wextra \
 sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g1 -fno-omit-frame-pointer \
                      -D_GLIBCXX_ASSERTIONS -fno-sanitize-recover=all \
                      -fsanitize=address,undefined -fno-sanitize=null,alignment,object-size,vptr
+tools_compiler    := $(CXX) -std=c++17 -O1 $(STRICTLY)
 cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad=false \
                      -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
                      -Xcompiler -Wall,-Wextra,-ffp-contract=off
@@ -121,6 +122,12 @@ exercise: $(exercise_folder:%=build/exercises/%/$(TRY))  ## check your answer to
 check-exercises: $(shipped_answers:examples/%.cpp=build/%)  ## right answers pass, wrong ones fail
 	@RUN="$(RUN)" TRY_COMPILER="$(exercises_compiler)" tests/tools/check_exercises.sh
 
+laboratory: build/examples/laboratory  ## an experiment with routers: N=1, or none for a list
+	+@$(RUN) $< $(N) $(ARGS)
+
+check-laboratories: build/examples/laboratory  ## each laboratory, with few steps, leaves its page
+	+@RUN="$(RUN)" tests/tools/check_laboratories.sh
+
 check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends with the same bits
 	+@RUN="$(RUN)" tests/tools/check_demo.sh
 
@@ -145,6 +152,10 @@ lint: | need-lint  ## what a tool can check of style: warnings, contents, macros
 format:  ## what clang-format would change; changes nothing
 	@for file in widenet.hpp $(TESTS) $(EXAMPLES); do \
 	  clang-format $$file | diff -u --label $$file --label formatted $$file - || true; done
+
+equations: build/tools/equations  ## each equation beside its code and test: build/equations.html
+	@$(RUN) $< widenet.hpp tests/tools/equations.txt build/equations.html $(TESTS)
+	@echo "build/equations.html"
 
 golden:  ## write data/golden anew: PYTHON=... with torch, safetensors, transformers, timm
 	@$(PYTHON) tests/reference/make_golden.py
@@ -208,7 +219,7 @@ need-cuda:
 	@command -v $(NVCC) > /dev/null || { echo "cuda: there is no $(NVCC) here: install the CUDA \
 	toolkit (developer.nvidia.com/cuda-downloads) or say where it is, NVCC=..."; exit 1; }
 
-flag_folders := tests examples exercises bench sanitize cuda
+flag_folders := tests examples exercises bench sanitize tools cuda
 $(flag_folders:%=build/%/flags): build/%/flags: FORCE | need-basics
 	@mkdir -p $(@D)
 	@now='$($*_compiler)'; now="$$now; $$($(firstword $($*_compiler)) --version | tr '\n' ' ')"; \
@@ -244,6 +255,10 @@ build/bench/%: tests/bench/%.cpp build/bench/flags | need-bench
 	@echo "$(CXX) $<"
 	$(Q)$(bench_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
 
+build/tools/%: tests/tools/%.cpp build/tools/flags | need-basics
+	@echo "$(CXX) $<"
+	$(Q)$(tools_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
 build/cuda/tests/%.o: tests/%.cpp build/cuda/flags | need-cuda need-tests
 	@mkdir -p $(@D); echo "$(NVCC) $<"
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $(@:.o=.d) -MT $@ -c $< -o $@
@@ -263,7 +278,8 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
-        check-vision check-language check-golden expected golden sanitize lint format bench \
-        bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
-        need-sanitize need-install need-bench need-torch need-lint need-cuda
+.PHONY: demo test test-slow test-all check-examples exercise check-exercises laboratory \
+        check-laboratories check-demo check-vision check-language check-golden equations expected \
+        golden sanitize lint format bench bench-torch cuda test-cuda install test-install clean \
+        help FORCE need-basics need-tests need-sanitize need-install need-bench need-torch \
+        need-lint need-cuda

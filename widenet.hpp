@@ -57,6 +57,8 @@
 //   accumulate. A kernel is written once, for CPU and GPU. Results have the same bits for any
 //   number of threads; with -ffp-contract=off (nvcc: -fmad=false) also for any instruction set and
 //   compiler. Errors are exceptions; nothing prints, exits or aborts.
+//   [eq 4] marks an equation of the paper, [d softmax] the backward formula of the operation
+//   softmax; `make equations` shows each beside its code and its test.
 //
 // SPDX-License-Identifier: MIT
 
@@ -1680,7 +1682,7 @@ template <class T> void relu_backward(Sink<T> dx, const T* dy, const T* x, Index
 template <class T> void tanh_forward(T* y, const T* x, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = math::tanh(x[i]); });
 }
-/// dx = dy (1 - y^2)
+/// dx = dy (1 - y^2)    [d tanh]
 template <class T> void tanh_backward(Sink<T> dx, const T* dy, const T* y, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, dy[i] * (T(1) - y[i] * y[i])); });
 }
@@ -1700,11 +1702,11 @@ template <class T> void gelu_backward(Sink<T> dx, const T* dy, const T* x, Gelu 
       dx.put(i, dy[i] * math::gelu_erf_derivative(x[i]));
     });
 }
-/// dx[i] = dy[0] for every i: the gradient of a sum.
+/// dx[i] = dy[0] for every i: the gradient of a sum.    [d sum]
 template <class T> void spread(Sink<T> dx, const T* dy, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, dy[0]); });
 }
-/// y[i] = mask(i) x[i]; its own backward, since the mask is a function of i.
+/// y[i] = mask(i) x[i]; its own backward, since the mask is a function of i.    [d dropout]
 template <class T> void dropout(Sink<T> y, const T* x, DropoutMask<T> mask, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { y.put(i, mask(i) * x[i]); });
 }
@@ -1744,7 +1746,7 @@ void add_rows(Sink<T> sums, const T* x, Index N, Index D) {
   column_sums(sums, 1, N, D, [=] WIDENET_KERNEL(Index, Index n, Index d) { return x[n * D + d]; });
 }
 
-/// y[n, d] = (x[n, d] - mean[n]) rstd[n] gamma[d] + beta[d]
+/// y[n, d] = (x[n, d] - mean[n]) rstd[n] gamma[d] + beta[d]    [eq 5]
 template <class T>
 void layer_norm_forward(T* y, T* mean, T* rstd,  //
                         const T* x, const T* gamma, const T* beta, Index N, Index D, T eps) {
@@ -1758,7 +1760,7 @@ void layer_norm_forward(T* y, T* mean, T* rstd,  //
     if (team.first()) mean[n] = m, rstd[n] = r;
   });
 }
-/// dx = rstd (dh - mean(dh) - h mean(dh h)),  h = (x - mean) rstd,  dh = dy gamma
+/// dx = rstd (dh - mean(dh) - h mean(dh h)),  h = (x - mean) rstd,  dh = dy gamma   [d layer_norm]
 template <class T>
 void layer_norm_backward_x(Sink<T> dx, const T* dy, const T* x, const T* gamma, const T* mean,
                            const T* rstd, Index N, Index D) {
@@ -1772,7 +1774,7 @@ void layer_norm_backward_x(Sink<T> dx, const T* dy, const T* x, const T* gamma, 
     team.each(D, [=](Index d) { dx_n.put(d, r * (dh(d) - mean_dh - h(d) * mean_dh_h)); });
   });
 }
-/// dgamma[d] = sum over n of dy[n, d] h[n, d]
+/// dgamma[d] = sum over n of dy[n, d] h[n, d]    [d layer_norm]
 template <class T>
 void layer_norm_backward_gamma(Sink<T> dgamma, const T* dy, const T* x, const T* mean,
                                const T* rstd, Index N, Index D) {
@@ -1793,7 +1795,7 @@ void softmax_forward(T* y, const T* x, Index N, Index D) {
     team.each(D, [=](Index d) { y_n[d] *= factor; });
   });
 }
-/// dx = y (dy - sum(dy y))
+/// dx = y (dy - sum(dy y))    [d softmax]
 template <class T>
 void softmax_backward(Sink<T> dx, const T* dy, const T* y, Index N, Index D) {
   for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
@@ -1824,7 +1826,7 @@ void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D)
   });
 }
 /// dtable[v, :] = sum of dy[i, :] over the places i where v occurs: order[begin[u]], ..., in order
-/// of i, where v = id[order[begin[u]]]. Every row of the table is written by one team.
+/// of i, where v = id[order[begin[u]]]. One team writes a row of the table.    [d embedding]
 template <class T>
 void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std::int32_t* order,
                   const std::int32_t* begin, Index num_used, Index D) {
@@ -1929,7 +1931,7 @@ void attention_softmax(T* s, T* rows, bool is_known, const std::uint8_t* key_mas
     if (team.first()) rows[2 * row] = largest, rows[2 * row + 1] = factor;
   });
 }
-/// ds = scale p (dp - sum(dp p)), in place of dp.
+/// ds = scale p (dp - sum(dp p)), in place of dp.    [d attention]
 template <class T>
 void attention_softmax_backward(T* dp, const T* p, T scale, Index rows, Index T_, Index S) {
   for_each_row(rows, S, [=] WIDENET_KERNEL(Index row, Team team) {
@@ -1955,7 +1957,7 @@ void router_probabilities(T* p, const T* logits, const T* noise, Index N, Index 
     team.each(E, [=](Index e) { p_n[e] *= factor; });
   });
 }
-/// expert[n, k] = the expert of the k-th largest p[n, :], ties to the lower index.
+/// expert[n, k] = the expert of the k-th largest p[n, :], ties to the lower index.    [eq 2]
 template <class T>
 void top_k(std::int32_t* expert, const T* p, Index N, Index E, Index K) {
   for_each_row(N, E * K, [=] WIDENET_KERNEL(Index n, Team team) {
@@ -1976,7 +1978,7 @@ void top_k(std::int32_t* expert, const T* p, Index N, Index E, Index K) {
     }
   });
 }
-/// gate[n, k] = p[n, expert[n, k]]
+/// gate[n, k] = p[n, expert[n, k]]    [eq 2]
 template <class T>
 void select_forward(T* gate, const T* p, const std::int32_t* expert, Index N, Index E, Index K) {
   for_each(N * K, [=] WIDENET_KERNEL(Index nk) { gate[nk] = p[nk / K * E + expert[nk]]; });
@@ -2003,7 +2005,8 @@ void renormalize_forward(T* y, const T* g, const std::int32_t* slot, T eps, Inde
       y[nk] = counts(nk) && total > T(0) ? g[nk] / total : T(0);
   });
 }
-/// dg[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (s + eps), for those with a slot.
+/// dg[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (s + eps)    [d renormalize]
+/// for those with a slot.
 template <class T>
 void renormalize_backward(Sink<T> dg, const T* dy, const T* y, const T* g, const std::int32_t* slot,
                           T eps, Index N, Index K) {
@@ -2126,7 +2129,7 @@ inline void count_choices(Sink<std::int32_t> count, const std::int32_t* expert,
 }
 /// For every group:
 /// loss = E * sum over e of f[e] P[e],  f = count / count_total,  P = importance / tokens    [eq 4]
-/// slope[e] = dloss / dp[n, e] = E f[e] / tokens: no gradient flows through f.
+/// slope[e] = dloss / dp[n, e] = E f[e] / tokens: no gradient flows through f.  [d balance_loss]
 /// count_total <= 0 stands for the sum of the counts, tokens <= 0 likewise.
 template <class T>
 void balance_forward(T* loss, T* slope, const std::int32_t* count, const T* importance,
@@ -2158,7 +2161,7 @@ void importance_forward(T* loss, T* slope, const T* importance, Index ddof, Inde
     if (team.first()) loss[g] = variance / (mean * mean);
   });
 }
-/// dp[n, e] = factor dloss slope[g, e] for the N tokens n of every group g.
+/// dp[n, e] = factor dloss slope[g, e] for the N tokens n of every group g.    [d balance_loss]
 template <class T>
 void balance_backward(Sink<T> dp, const T* dloss, const T* slope, T factor, Index groups, Index N,
                       Index E) {
@@ -2176,7 +2179,8 @@ void win_forward(T* w, const T* z, const T* noise, const std::int32_t* expert, T
     w[i] = T(0.5) * (T(1) + math::erf(u * T(0.7071067811865476)));
   });
 }
-/// dz[n, e] = q[n, e] - [e is the last choice] sum over i of q[n, i],   q = dw phi(u) / s
+/// dz[n, e] = q[n, e] - [e is the last choice] sum over i of q[n, i]    [d win_probabilities]
+/// with q = dw phi(u) / s.
 template <class T>
 void win_backward(Sink<T> dz, const T* dw, const T* z, const T* noise, const std::int32_t* expert,
                   T s, Index N, Index E, Index K) {
@@ -2201,7 +2205,7 @@ void z_loss_forward(T* loss, T* log_sum, const T* z, Index N, Index E) {
     if (team.first()) log_sum[n] = total, loss[n] = total * total;
   });
 }
-/// dz = dloss 2 logsumexp(z_n) softmax(z_n) / N
+/// dz = dloss 2 logsumexp(z_n) softmax(z_n) / N    [d z_loss]
 template <class T>
 void z_loss_backward(Sink<T> dz, const T* dloss, const T* z, const T* log_sum, Index N, Index E) {
   for_each(N * E, [=] WIDENET_KERNEL(Index i) {
@@ -2229,7 +2233,7 @@ void to_slots(Sink<T> slots, const T* x, const T* gate, const std::int32_t* choi
     }
   });
 }
-/// y[n, :] = sum over kept k of  factor slots[e, c, :],  k = 0 first; factor as in to_slots.
+/// y[n, :] = sum over kept k of  factor slots[e, c, :],  k = 0 first; factor as in to_slots. [eq 1]
 template <class T>
 void from_slots(Sink<T> y, const T* slots, const T* gate, const std::int32_t* expert,
                 const std::int32_t* slot, Index N, Index K, Index C, Index D) {
@@ -2250,7 +2254,7 @@ void from_slots(Sink<T> y, const T* slots, const T* gate, const std::int32_t* ex
     if (!y_n.adds) team.each(D, [=](Index d) { y_n.put(d, T(0)); });
   });
 }
-/// dgate[n, k] = dot(dy[n, :], slots[e, c, :]); 0 where dropped.
+/// dgate[n, k] = dot(dy[n, :], slots[e, c, :]); 0 where dropped.    [d combine]
 template <class T>
 void gate_backward(Sink<T> dgate, const T* dy, const T* slots, const std::int32_t* expert,
                    const std::int32_t* slot, Index num_choices, Index K, Index C, Index D) {
@@ -2272,7 +2276,7 @@ void dropped_forward(Sink<T> y, const T* x, const T* gate, const std::int32_t* s
     team.each(D, [=](Index d) { y.put(n * D + d, total * x[n * D + d]); });
   });
 }
-/// dgate[n, k] = dot(dy[n, :], x[n, :]) where dropped, else 0.
+/// dgate[n, k] = dot(dy[n, :], x[n, :]) where dropped, else 0.    [d dropped_inputs]
 template <class T>
 void dropped_gate_backward(Sink<T> dgate, const T* dy, const T* x, const std::int32_t* slot,
                            Index num_choices, Index K, Index D) {
@@ -2306,7 +2310,7 @@ void expert_gelu_forward(T* g, const T* h, const std::int32_t* kept, Gelu form, 
       return math::gelu_erf(h[ec * F + f]);
     });
 }
-/// dh = dg gelu'(h), in place of dg, and g = gelu(h) again, in place of h: they share their exp.
+/// dh = dg gelu'(h), in place of dg, and g = gelu(h), in place of h: they share exp.  [d experts]
 template <class T>
 void expert_gelu_backward(T* dg, T* h, const std::int32_t* kept, Gelu form, Index E, Index C,
                           Index F) {
@@ -2366,7 +2370,7 @@ void cross_entropy_forward(T* loss, T* log_sum, const T* x, const std::int32_t* 
     loss[n] = log_total - (T(1) - smoothing) * x_n[label[n]] - smoothing * mean;
   });
 }
-/// dx = dloss / N (p - target): the loss is the mean over the rows.
+/// dx = dloss / N (p - target): the loss is the mean over the rows.    [d cross_entropy]
 template <class T>
 void cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
                             const std::int32_t* label, T smoothing, Index N, Index V) {
@@ -2396,7 +2400,7 @@ void soft_cross_entropy_forward(T* loss, T* log_sum, const T* x, const T* q, Ind
     loss[n] = Q * log_sum[n] - dot;
   });
 }
-/// dx = dloss / N (Q p - q)
+/// dx = dloss / N (Q p - q)    [d soft_cross_entropy]
 template <class T>
 void soft_cross_entropy_backward(Sink<T> dx, const T* dloss, const T* x, const T* log_sum,
                                  const T* q, Index N, Index V) {
@@ -2790,7 +2794,7 @@ void require_same_shape(const char* operation, const Tensor<T>& a, const Tensor<
 
 }  // namespace detail
 
-/// y = a + b. The gradient of y becomes that of a and b without being copied.
+/// y = a + b. The gradient of y becomes that of a and b without being copied.    [d add]
 ///
 ///   Shapes    a, b of one shape  ->  y of that shape
 ///   Errors    ShapeError if the shapes differ
@@ -2806,7 +2810,7 @@ Tensor<T> operator+(const Tensor<T>& a, const Tensor<T>& b) {
   return y;
 }
 
-/// y = factor * x
+/// y = factor * x,   dx = factor * dy    [d scale]
 template <class T>
 Tensor<T> operator*(double factor, const Tensor<T>& x) {
   const Tensor<T> y(x.shape());
@@ -2820,7 +2824,7 @@ Tensor<T> operator*(double factor, const Tensor<T>& x) {
 /// y = a * b, element by element.
 ///
 ///   Shapes    a, b of one shape  ->  y of that shape
-///   Backward  da = dy b,  db = dy a
+///   Backward  da = dy b,  db = dy a    [d multiply]
 ///   Errors    ShapeError if the shapes differ
 template <class T>
 Tensor<T> multiply(const Tensor<T>& a, const Tensor<T>& b) {
@@ -2834,7 +2838,7 @@ Tensor<T> multiply(const Tensor<T>& a, const Tensor<T>& b) {
   return y;
 }
 
-/// The sum of all values, as a scalar.
+/// The sum of all values, as a scalar; dx[i] = dy.    [d sum]
 template <class T>
 Tensor<T> sum(const Tensor<T>& x) {
   const Tensor<T> y(Shape{});
@@ -2850,7 +2854,7 @@ Tensor<T> sum(const Tensor<T>& x) {
 ///   y[n, f] = sum over d of  x[n, d] * w[d, f]  + bias[f]
 ///
 ///   Shapes    x (..., D), w (D, F), bias (F) or left out  ->  y (..., F)
-///   Backward  dx = dy w^T,  dw = x^T dy,  dbias[f] = sum over n of  dy[n, f]
+///   Backward  dx = dy w^T,  dw = x^T dy,  dbias[f] = sum over n of  dy[n, f]    [d linear]
 ///   Errors    ShapeError if the shapes do not fit together
 ///   Differs   torch.nn.Linear keeps w as (out, in)
 template <class T>
@@ -2884,6 +2888,7 @@ Tensor<T> linear(const Tensor<T>& x, const Tensor<T>& w, const Tensor<T>& bias =
 ///
 ///   Shapes    x (..., D), table (V, D), bias (V) or left out  ->  y (..., V)
 ///   Backward  dx = dy table,  dtable = dy^T x,  dbias[v] = sum over n of  dy[n, v]
+///             [d tied_decoder]
 ///   Errors    ShapeError if the shapes do not fit together
 ///   Source    Press, Wolf, Using the Output Embedding, arXiv 1608.05859
 template <class T>
@@ -2926,7 +2931,8 @@ Tensor<T> matmul(const Tensor<T>& x, const Tensor<T>& w) {
 /// Nobody needs to keep y: with mean and rstd it is one pass over x to compute it again.
 ///
 ///   Shapes    x (..., D), gamma (D), beta (D)  ->  y (..., D)
-///   Backward  dx = rstd * (dh - mean(dh) - h * mean(dh * h))  with dh = dy * gamma, means over d
+///   Backward  dx = rstd * (dh - mean(dh) - h * mean(dh * h))    [d layer_norm]
+///             with dh = dy * gamma, means over d
 ///             dgamma[d] = sum over n of  dy[n, d] * h[n, d],  dbeta[d] = sum over n of  dy[n, d]
 ///   Errors    ShapeError if gamma or beta is not as wide as x
 ///   Source    Ba et al., Layer Normalization, arXiv 1607.06450; eps of the authors of WideNet
@@ -2966,6 +2972,7 @@ Tensor<T> layer_norm(const Tensor<T>& x, const Tensor<T>& gamma, const Tensor<T>
 ///   tanh:  y = x / 2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))     the authors of WideNet, ALBERT
 ///   erf:   y = x / 2 (1 + erf(x / sqrt(2)))                        ViT in PyTorch
 ///
+///   Backward  dx = dy gelu'(x)    [d gelu]
 ///   Source    Hendrycks, Gimpel, Gaussian Error Linear Units, arXiv 1606.08415
 ///   Differs   the two forms are up to 4.73e-4 apart, at x = 2.7
 template <class T>
@@ -2980,7 +2987,7 @@ Tensor<T> gelu(const Tensor<T>& x, Gelu form = Gelu::tanh) {
 
 /// y = max(x, 0)
 ///
-///   Backward  dx = dy where x > 0, else 0; at x = 0 it is 0
+///   Backward  dx = dy where x > 0, else 0; at x = 0 it is 0    [d relu]
 template <class T>
 Tensor<T> relu(const Tensor<T>& x) {
   const Tensor<T> y(x.shape());
@@ -2993,7 +3000,7 @@ Tensor<T> relu(const Tensor<T>& x) {
 
 /// y = tanh(x)
 ///
-///   Backward  dx = dy (1 - y^2)
+///   Backward  dx = dy (1 - y^2)    [d tanh]
 template <class T>
 Tensor<T> tanh(const Tensor<T>& x) {
   const Tensor<T> y(x.shape());
@@ -3009,7 +3016,7 @@ Tensor<T> tanh(const Tensor<T>& x) {
 ///   y[n, d] = exp(x[n, d]) / sum over j of exp(x[n, j])
 ///
 ///   Shapes    x (..., D)  ->  y (..., D)
-///   Backward  dx = y * (dy - sum over j of dy[n, j] y[n, j])
+///   Backward  dx = y * (dy - sum over j of dy[n, j] y[n, j])    [d softmax]
 template <class T>
 Tensor<T> softmax(const Tensor<T>& x) {
   const Tensor<T> y(x.shape());
@@ -3025,6 +3032,7 @@ Tensor<T> softmax(const Tensor<T>& x) {
 ///
 ///   y[i] = x[i] mask(i),   mask(i) = 0 if rng.uniform(i) < fraction, else 1 / (1 - fraction)
 ///
+///   Backward  dx[i] = dy[i] mask(i)    [d dropout]
 ///   Errors    ValueError unless 0 <= fraction < 1
 ///   Source    Srivastava et al., Dropout, JMLR 2014
 template <class T>
@@ -3047,7 +3055,7 @@ Tensor<T> dropout(const Tensor<T>& x, double fraction, const Rng& rng) {
 ///
 ///   Shapes    x (M, D), index N integers in [-1, M), inverse M integers: inverse[index[i]] = i,
 ///             and -1 for the rows that are not taken  ->  y (N, D)
-///   Backward  dx[j, :] = dy[inverse[j], :], or 0 where inverse[j] is -1
+///   Backward  dx[j, :] = dy[inverse[j], :], or 0 where inverse[j] is -1    [d take_rows]
 template <class T>
 Tensor<T> take_rows(const Tensor<T>& x, const Buffer<std::int32_t>& index,
                     const Buffer<std::int32_t>& inverse) {
@@ -3072,7 +3080,7 @@ Tensor<T> take_rows(const Tensor<T>& x, const Buffer<std::int32_t>& index,
 ///   y[n, :] = table[id[n], :]
 ///
 ///   Shapes    id: N integers in [0, V), table (V, D)  ->  y (N, D)
-///   Backward  dtable[v, :] = sum over the n with id[n] = v, in order, of dy[n, :]
+///   Backward  dtable[v, :] = sum over the n with id[n] = v, in order, of dy[n, :]    [d embedding]
 ///   Errors    ShapeError if the table is not (V, D); ValueError if an id is not in [0, V)
 template <class T>
 Tensor<T> embedding(const std::vector<std::int32_t>& id, const Tensor<T>& table) {
@@ -3107,7 +3115,7 @@ Tensor<T> embedding(const std::vector<std::int32_t>& id, const Tensor<T>& table)
 /// y[b, t, d] = x[b, t, d] + block[t, d]: the same values for every sequence, as for positions.
 ///
 ///   Shapes    x (B, T, D), block (T, D)  ->  y (B, T, D)
-///   Backward  dx = dy,  dblock = sum over b of dy[b, :, :]
+///   Backward  dx = dy,  dblock = sum over b of dy[b, :, :]    [d add_to_sequences]
 ///   Errors    ShapeError if the block is not as large as a sequence
 template <class T>
 Tensor<T> add_to_sequences(const Tensor<T>& x, const Tensor<T>& block) {
@@ -3128,6 +3136,7 @@ Tensor<T> add_to_sequences(const Tensor<T>& x, const Tensor<T>& block) {
 /// Concatenates along the tokens: y[b] = (a[b, 0], ..., a[b, Ta-1], b[b, 0], ..., b[b, Tb-1]).
 ///
 ///   Shapes    a (B, Ta, D), b (B, Tb, D)  ->  y (B, Ta + Tb, D)
+///   Backward  da[b, t, :] = dy[b, t, :],  db[b, t, :] = dy[b, Ta + t, :]    [d concat_tokens]
 ///   Errors    ShapeError if B or D differ
 template <class T>
 Tensor<T> concat_tokens(const Tensor<T>& a, const Tensor<T>& b) {
@@ -3153,6 +3162,7 @@ Tensor<T> concat_tokens(const Tensor<T>& a, const Tensor<T>& b) {
 ///
 ///   Shapes    token (D) or left out, x (B, T, D)  ->  y (B, T + 1, D)
 ///   Backward  dtoken = sum over b of dy[b, 0, :],  dx[b, t, :] = dy[b, t + 1, :]
+///             [d prepend_token]
 ///   Errors    ShapeError if the token is not as wide as x
 template <class T>
 Tensor<T> prepend_token(const Tensor<T>& token, const Tensor<T>& x) {
@@ -3175,7 +3185,7 @@ Tensor<T> prepend_token(const Tensor<T>& token, const Tensor<T>& x) {
 /// The tokens first, ..., first + count - 1 of every sequence.
 ///
 ///   Shapes    x (B, T, D)  ->  y (B, count, D)
-///   Backward  dx = dy in these tokens, 0 in the others
+///   Backward  dx = dy in these tokens, 0 in the others    [d slice_tokens]
 ///   Errors    ShapeError if x is not (B, T, D); ValueError if the tokens are not in [0, T)
 template <class T>
 Tensor<T> slice_tokens(const Tensor<T>& x, Index first, Index count) {
@@ -3198,7 +3208,7 @@ Tensor<T> slice_tokens(const Tensor<T>& x, Index first, Index count) {
 /// The mean over the tokens of every sequence.
 ///
 ///   Shapes    x (B, T, D)  ->  y (B, D)
-///   Backward  dx[b, t, :] = dy[b, :] / T
+///   Backward  dx[b, t, :] = dy[b, :] / T    [d mean_tokens]
 template <class T>
 Tensor<T> mean_tokens(const Tensor<T>& x) {
   const Shape& s = x.shape();
@@ -3259,7 +3269,7 @@ Buffer<T> attention_probabilities(const Tensor<T>& q, const Tensor<T>& k, const 
 ///
 ///   Shapes    q, k, v (B, T, D), key_mask (B, T) of 0 and 1 or left out  ->  y (B, T, D)
 ///   Backward  dv = p^T dy,  dp = dy v^T,  ds = p * (dp - sum over j of dp p),
-///             dq = ds k / sqrt(Dh),  dk = ds^T q / sqrt(Dh)
+///             dq = ds k / sqrt(Dh),  dk = ds^T q / sqrt(Dh)    [d attention]
 ///   Errors    ShapeError if shapes differ, the mask does not fit, or H does not divide D
 ///   Source    Vaswani et al., Attention Is All You Need, arXiv 1706.03762
 template <class T>
@@ -3475,7 +3485,7 @@ struct FeedForward {
 
 /// The law of the router's noise in training, s being the convention's noise_scale.
 ///   none
-///   one_over_experts          z + (s / E) n,   n ~ N(0, 1)         the authors of WideNet, V-MoE
+///   one_over_experts          z + (s / E) n,   n ~ N(0, 1)   the authors of WideNet, V-MoE  [eq 2]
 ///   one_over_experts_squared  z + (s / E^2) n                      Colossal-AI
 ///   uniform                   z + s u,   u uniform in (-1, 1)      keras-io, FastMoE
 ///   gumbel                    z + s g,   g = -log(-log(u)), u uniform in (0, 1)    DeepSpeed
@@ -3789,6 +3799,7 @@ struct RouteOptions {
 /// multiplies.
 ///
 ///   Shapes    x (N, D), w (D, E), bias (E) or left out  ->  z (N, E)
+///   Backward  dx = dz w^T,  dw = x^T dz,  dbias[e] = sum over n of  dz[n, e]    [d router_logits]
 ///   Source    authors' code; the paper's f(x), which has no bias
 ///   Differs   HF Switch and others compute it in float whatever the model's type
 template <class T>
@@ -3819,7 +3830,7 @@ Tensor<T> router_logits(const Tensor<T>& x, const Tensor<T>& w, const Tensor<T>&
 /// p = softmax(z + noise) row by row; no gradient flows to the noise.    [eq 2]
 ///
 ///   Shapes    z (N, E), noise N*E values or none  ->  p (N, E)
-///   Backward  dz = p (dp - sum over e of dp p)
+///   Backward  dz = p (dp - sum over e of dp p)    [d router_probabilities]
 template <class T>
 Tensor<T> router_probabilities(const Tensor<T>& z, const Buffer<T>& noise = {}) {
   require<ShapeError>(z.shape().rank() == 2 && (noise.size() == 0 || noise.size() == z.size()),
@@ -3837,7 +3848,7 @@ Tensor<T> router_probabilities(const Tensor<T>& z, const Buffer<T>& noise = {}) 
 /// gate[n, k] = p[n, expert[n, k]], not renormalised.    [eq 2]
 ///
 ///   Shapes    p (N, E), expert N*K integers in [0, E)  ->  gate (N, K)
-///   Backward  dp[n, e] = dgate[n, k] where e was choice k of n, 0 elsewhere
+///   Backward  dp[n, e] = dgate[n, k] where e was choice k of n, 0 elsewhere    [d select_gates]
 template <class T>
 Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, Index K) {
   const Index N = p.shape()[0], E = p.shape()[1];
@@ -3856,6 +3867,7 @@ Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, I
 ///
 ///   Shapes    gate (N, K), slot N*K integers or none  ->  y (N, K)
 ///   Backward  dgate[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (sum + eps)
+///             [d renormalize]
 ///   Source    Mixtral, Mesh TF, Tutel; with slots DeepSpeed
 template <class T>
 Tensor<T> renormalize(const Tensor<T>& gate, const Buffer<std::int32_t>& slot, double eps) {
@@ -3930,7 +3942,8 @@ void require_valid_choices(const typename Replay<T>::Choices& choices, const Rou
 
 /// Chooses experts and assigns slots, given the router's logits.
 ///
-///   p = softmax(logits + noise);  e(n, k) = the k-th largest of p[n, :], ties to the lower index
+///   p = softmax(logits + noise)                                                            [eq 2]
+///   e(n, k) = the k-th largest of p[n, :], ties to the lower index
 ///   slot(n, k) = number of choices of e(n, k) served before (n, k), or -1 if that is >= C  [eq 3]
 ///
 /// That is the paper's convention. Where groups of tokens share capacity, each group counts from 0,
@@ -4021,6 +4034,8 @@ namespace detail {
 ///
 ///   w[n, e] = Phi((z[n, e] - z'[n, e(n, K-1)]) / deviation),   z' = z + noise
 ///
+///   Backward  dz = q, less its sum over e at the choice K-1, q = dw phi / deviation
+///             [d win_probabilities]
 ///   Source    V-MoE, vmoe/nn/routing.py, _load_auxiliary_loss
 template <class T>
 Tensor<T> win_probabilities(const Routing<T>& r) {
@@ -4043,6 +4058,7 @@ Tensor<T> win_probabilities(const Routing<T>& r) {
 /// loss = mean over n of (log sum over e of exp z[n, e])^2: keeps router logits small.
 ///
 ///   Shapes    z (N, E)  ->  a scalar
+///   Backward  dz = dloss 2 logsumexp(z_n) softmax(z_n) / N    [d z_loss]
 ///   Source    Zoph et al., ST-MoE, arXiv 2202.08906, equation 5
 template <class T>
 Tensor<T> z_loss(const Tensor<T>& z) {
@@ -4065,7 +4081,7 @@ Tensor<T> z_loss(const Tensor<T>& z) {
 ///   l = E * sum over e of  m[e] P[e],   m[e] = choices of e before dropping / (N K),
 ///                                       P[e] = mean over n of p[n, e]
 ///
-///   Backward  dp[n, e] = E m[e] / N: no gradient flows through m
+///   Backward  dp[n, e] = E m[e] / N: no gradient flows through m    [d balance_loss]
 ///   Errors    ValueError if there are no routings, of different sizes, or without noise for `load`
 ///   Source    authors' code; Switch, arXiv 2101.03961, equation 4
 template <class T>
@@ -4137,7 +4153,7 @@ Tensor<T> balance_loss(const Routing<T>& r, BalanceRule rule = BalanceRule::khot
 ///   slots[e, c, :] = x[n, :]  for the choice (n, k) that stands in slot c of expert e; 0 if none
 ///
 ///   Shapes    x (N, D), routing N x K over E x C  ->  slots (E, C, D)
-///   Backward  dx[n, :] = sum over kept k of  dslots[e(n, k), c(n, k), :]
+///   Backward  dx[n, :] = sum over kept k of  dslots[e(n, k), c(n, k), :]    [d dispatch]
 ///   Errors    ShapeError if x disagrees with the routing
 ///   Differs   Mesh TF multiplies with a one-hot (N, E, C) array; same result
 template <class T>
@@ -4178,7 +4194,7 @@ struct ExpertDropout {
 ///
 ///   Shapes    x (E, C, D), w1 (E, D, F), b1 (E, F), w2 (E, F, D), b2 (E, D)  ->  y (E, C, D)
 ///   Backward  dg = dy w2^T,  dh = dg gelu'(h),  dx = dh w1^T,  dw2 = gelu(h)^T dy,  dw1 = x^T dh,
-///             db2 = sum of dy,  db1 = sum of dh, over the filled slots of each expert
+///             db2 = sum of dy,  db1 = sum of dh, over the filled slots of each expert [d experts]
 ///   Errors    ShapeError if the shapes do not fit together
 ///   Differs   the authors' code applies GELU to y, too (gelu_at_output); the paper's FFN does not
 template <class T>
@@ -4284,7 +4300,7 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
 ///
 ///   Shapes    slots (E, C, D), gate (N, K), routing N x K over E x C  ->  y (N, D)
 ///   Backward  dgate[n, k]     = dot(dy[n, :], slots[e, c, :])    zero where dropped
-///             dslots[e, c, :] = gate[n, k] * dy[n, :]            zero in empty slots
+///             dslots[e, c, :] = gate[n, k] * dy[n, :]            zero in empty slots  [d combine]
 ///   Errors    ShapeError if slots or gate disagrees with the routing
 ///   Source    V-MoE, vmoe/moe.py, ExpertIndicesDispatcher.combine
 template <class T>
@@ -4319,6 +4335,7 @@ Tensor<T> combine(const Tensor<T>& slots, const Tensor<T>& gate, const Routing<T
 ///
 ///   Shapes    x (N, D), gate (N, K)  ->  y (N, D)
 ///   Backward  dx = dy * that sum,  dgate[n, k] = dot(dy[n, :], x[n, :]) where dropped
+///             [d dropped_inputs]
 ///   Errors    ShapeError if x or gate disagrees with the routing
 template <class T>
 Tensor<T> dropped_inputs(const Tensor<T>& x, const Tensor<T>& gate, const Routing<T>& r) {
@@ -4668,7 +4685,8 @@ class Encoder {
     return layers[layers.size() == 1 ? 0 : static_cast<std::size_t>(i)];
   }
 
-  /// x + f(LN(x)), or LN(x + f(x)); what f = `sublayer` read is forgotten: LN computes it again.
+  /// x + f(LN(x)), or LN(x + f(x)).    [eq 6]
+  /// What f = `sublayer` read is forgotten: LN computes it again.
   template <class Sublayer>
   Tensor<T> residual(const Tensor<T>& x, const LayerNorm<T>& norm,
                      typename BlockRecord<T>::Sublayer* record, Sublayer sublayer) const {
@@ -4776,6 +4794,7 @@ class Encoder {
     return rules.noise == RouterNoise::jitter_in_place ? seen : tokens;
   }
 
+  /// sum over t of l_t, unless the convention is another.    [eq 7]
   Tensor<T> reduced_balance_loss(const EncoderOutput<T>& out) const {
     const std::vector<Tensor<T>>& losses = out.balance_losses;
     const Conventions& rules = config_.conventions;
@@ -5217,7 +5236,7 @@ inline Index count_parameters(const LanguageConfig& config) {
 ///   loss = -1/N sum over n, v of  q[n, v] log softmax(x_n)[v],   q = (1 - s) [v = label] + s / V
 ///
 ///   Shapes    logits (N, V), N labels in [0, V)  ->  a scalar
-///   Backward  dx = dloss / N (softmax(x) - q)
+///   Backward  dx = dloss / N (softmax(x) - q)    [d cross_entropy]
 ///   Errors    ShapeError if the numbers of rows differ; ValueError if a label is not in [0, V) or
 ///             s not in [0, 1)
 ///   Source    Szegedy et al., Rethinking the Inception Architecture, arXiv 1512.00567
@@ -5253,7 +5272,8 @@ Tensor<T> cross_entropy(const Tensor<T>& logits, const std::vector<std::int32_t>
 ///   loss = -1/N sum over n, v of  q[n, v] log softmax(x_n)[v]
 ///
 ///   Shapes    logits and targets q (N, V)  ->  a scalar
-///   Backward  dx = dloss / N (softmax(x) sum over v of q - q); none for q: targets are data
+///   Backward  dx = dloss / N (softmax(x) sum over v of q - q)    [d soft_cross_entropy]
+///             none for q: targets are data
 ///   Errors    ShapeError unless both are (N, V) with N >= 1
 template <class T>
 Tensor<T> soft_cross_entropy(const Tensor<T>& logits, const Tensor<T>& targets) {

@@ -185,6 +185,13 @@ contents() {
     }' "$header"
 }
 
+# Every equation has its tags in the header, code under them and a test: see equations.txt.
+equations() {
+  counted=$(grep -cE '\[(eq [0-9]+|d [a-z_]+)\]' "$header")
+  g++ -std=c++17 $(strict_flags g++) tests/tools/equations.cpp -o "$scratch/equations" &&
+    "$scratch/equations" "$header" tests/tools/equations.txt "$scratch/equations.html" tests/*.cpp
+}
+
 # Lines of the header that match a pattern outside the chapters listed, comments left out.
 only_in_chapters() {  # chapters, pattern
   counted=$(grep -cE "$2" "$header")
@@ -231,6 +238,7 @@ rule "the header leaves no macros behind, with OpenMP and Eigen" macros -fopenmp
 rule "README's program compiles and links" readme_program
 rule "README's program is examples/quickstart.cpp" readme_is_quickstart
 rule "contents equal banners" contents
+rule "equations have their tags, code and tests" equations
 rule "WIDENET_CUDA is tested in chapters 1, 3 and 5 only" only_in_chapters "1 3 5" \
   '^ *# *(if|ifdef|ifndef|elif).*(WIDENET_CUDA|__CUDACC__|__CUDA_ARCH__|__NVCC__)'
 rule "Eigen is used in chapter 5 only" only_in_chapters "5" 'Eigen::'
