@@ -6,7 +6,8 @@ Every model is a folder of
   config.json, model.safetensors   as the library itself wrote them, with random float32 weights
   run.safetensors                  in.NAME, and its outputs: out.NAME in float64, out32.NAME in
                                    float32; whole numbers as int32
-manifest.json names the folders with their sources and the sha256 of their files.
+manifest.json names the folders with their sources and the sha256 of their files, and says how far
+their float32 may be off.
 """
 import argparse
 import hashlib
@@ -52,6 +53,29 @@ def run(folder, name, model, inputs, compute):
               for k, v in tensors.items()}
     safetensors.numpy.save_file({k: numpy.ascontiguousarray(v) for k, v in arrays.items()},
                                 folder / name / "run.safetensors")
+    return float32_errors(name, model.float(), inputs, compute, tensors)
+
+
+def float32_errors(name, model, inputs, compute, exact):
+    """How far float32 may be from the exact outputs: the largest error of each over runs with the
+    weights and with weights moved by at most half a unit in their last place. One run alone may be
+    right by luck. Runs in which a choice flips do not count."""
+    d, errors = Draw(name + " float32"), {}
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    for moved in range(33):
+        model.load_state_dict({k: v * (1 + (moved > 0) * torch.from_numpy(
+            d.generator.uniform(-0.5, 0.5, tuple(v.shape)) * 2.0**-23)).float()
+            for k, v in weights.items()})
+        with torch.no_grad():
+            out = compute(model, inputs)
+        if any(not torch.equal(x, exact["out." + k]) for k, x in out.items()
+               if not x.is_floating_point()):
+            continue
+        for k, x in out.items():
+            if x.is_floating_point():
+                error = float((x.double() - exact["out." + k]).abs().max())
+                errors[k] = max(errors.get(k, 0.0), error)
+    return {k: float(f"{e:.3g}") for k, e in errors.items()}
 
 
 def hf_albert(folder):
@@ -70,8 +94,8 @@ def hf_albert(folder):
         return dict(tokens=body.last_hidden_state, pooled=body.pooler_output,
                     masked_logits=heads.prediction_logits.reshape(14, 19),
                     order_logits=heads.sop_logits)
-    run(folder, "hf_albert", model, inputs, compute)
-    return HUGGING + ", AlbertForPreTraining.save_pretrained"
+    errors = run(folder, "hf_albert", model, inputs, compute)
+    return HUGGING + ", AlbertForPreTraining.save_pretrained", errors
 
 
 VIT = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=14,
@@ -84,9 +108,9 @@ def hf_vit(folder):
     model, d = randomize("hf_vit", transformers.ViTForImageClassification(
         transformers.ViTConfig(**VIT, num_labels=5)))
     model.save_pretrained(folder / "hf_vit")
-    run(folder, "hf_vit", model, dict(images=d(3, 3, 6, 4).float()), lambda m, x: dict(
+    errors = run(folder, "hf_vit", model, dict(images=d(3, 3, 6, 4).float()), lambda m, x: dict(
         tokens=m.vit(x["images"]).last_hidden_state, logits=m(x["images"]).logits))
-    return HUGGING + ", ViTForImageClassification.save_pretrained"
+    return HUGGING + ", ViTForImageClassification.save_pretrained", errors
 
 
 def hf_vit_5(folder):
@@ -99,8 +123,8 @@ def hf_vit_5(folder):
     def compute(m, x):
         out = m(x["images"])
         return dict(tokens=out.last_hidden_state, logits=out.pooler_output)
-    run(folder, "hf_vit_5", model, dict(images=d(3, 3, 6, 4).float()), compute)
-    return HUGGING + ", ViTModel.state_dict"
+    errors = run(folder, "hf_vit_5", model, dict(images=d(3, 3, 6, 4).float()), compute)
+    return HUGGING + ", ViTModel.state_dict", errors
 
 
 def timm_vit(folder):
@@ -108,9 +132,9 @@ def timm_vit(folder):
         "vit_tiny_patch16_224", img_size=(6, 4), patch_size=2, in_chans=3, embed_dim=12, depth=2,
         num_heads=3, mlp_ratio=1.25, num_classes=5))
     save_for_hf(model, folder / "timm_vit", safe_serialization=True)
-    run(folder, "timm_vit", model, dict(images=d(3, 3, 6, 4).float()), lambda m, x: dict(
+    errors = run(folder, "timm_vit", model, dict(images=d(3, 3, 6, 4).float()), lambda m, x: dict(
         tokens=m.forward_features(x["images"]), logits=m(x["images"])))
-    return "timm " + timm.__version__ + ", save_for_hf"
+    return "timm " + timm.__version__ + ", save_for_hf", errors
 
 
 def hf_switch(folder):
@@ -129,8 +153,8 @@ def hf_switch(folder):
         kept, probability, logits = m.router(x["x"])
         return dict(y=m(x["x"]), logits=logits.reshape(-1, 4), gate=probability.reshape(-1, 1),
                     kept=kept.reshape(-1, 4).sum(0))
-    run(folder, "hf_switch", mixture, dict(x=d(3, 7, 12).float()), compute)
-    return HUGGING + ", SwitchTransformersEncoderModel.save_pretrained"
+    errors = run(folder, "hf_switch", mixture, dict(x=d(3, 7, 12).float()), compute)
+    return HUGGING + ", SwitchTransformersEncoderModel.save_pretrained", errors
 
 
 def write(folder):
@@ -139,13 +163,14 @@ def write(folder):
     for make in (hf_albert, hf_vit, hf_vit_5, timm_vit, hf_switch):
         name = make.__name__
         (folder / name).mkdir(parents=True)
-        source, digests = make(folder), {}
+        (source, errors), digests = make(folder), {}
         for path in sorted((folder / name).iterdir()):
+            path.chmod(0o644)
             data = path.read_bytes()
             total += len(data)
             digests[path.name] = hashlib.sha256(data).hexdigest()
         assert set(digests) == {"config.json", "model.safetensors", "run.safetensors"}, digests
-        models.append(dict(name=name, source=source, sha256=digests))
+        models.append(dict(name=name, source=source, error32=errors, sha256=digests))
     manifest = dict(format="widenet foreign models 1",
                     versions=dict(python=platform.python_version(), torch=torch.__version__,
                                   numpy=numpy.__version__, safetensors=safetensors.__version__,
