@@ -3754,6 +3754,7 @@ template <class T>
 struct Replay {
   struct Choices {
     Buffer<std::int32_t> expert, slot;  // (N, K)
+    Buffer<T> gate = {};                // (N, K), without a gradient, or empty: those of our router
   };
   std::vector<Choices> choices;  // one per routing block, or empty
   std::vector<Buffer<T>> noise;  // (N, E), one per routing block, or empty
@@ -3993,6 +3994,9 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     require<ShapeError>(replay->expert.size() == r.N * r.K && replay->slot.size() == r.N * r.K,
                         "route: a replay must have N * K = ", r.N * r.K, " choices; got ",
                         replay->expert.size(), " experts, ", replay->slot.size(), " slots");
+    require<ShapeError>(replay->gate.size() == 0 || replay->gate.size() == r.N * r.K,
+                        "route: a replay must have N * K = ", r.N * r.K, " gates or none; got ",
+                        replay->gate.size());
     detail::require_valid_choices<T>(*replay, r);
     r.expert = r.asking = replay->expert, r.slot = replay->slot;
     gates();
@@ -4023,6 +4027,7 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                           r.N, r.E, r.K, r.K);  // those that did not ask, too
   }
   renormalize_gates(GateRule::renormalized_after_drop, r.slot);
+  if (replay && replay->gate.size() > 0) r.gate = Tensor<T>(Shape{r.N, r.K}, replay->gate);
   r.importance = Buffer<T>(r.E);
   kernel::add_rows(Sink<T>{r.importance.data(), false}, r.balance_probabilities.data(), r.N, r.E);
   return r;

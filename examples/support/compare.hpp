@@ -53,7 +53,8 @@ double ulp_of(double x) {
 /// choice flips do not count.
 inline std::map<std::string, double> float_errors(const GoldenCase& c, const SafeTensors& file,
                                                   const GoldenResults<double>& exact,
-                                                  Index num_runs = 33) {
+                                                  Index num_runs = 33,
+                                                  const Conventions* conventions = nullptr) {
   std::map<std::string, double> errors;
   for (Index run = 0; run < num_runs; ++run) {
     SafeTensors moved = file;
@@ -66,7 +67,7 @@ inline std::map<std::string, double> float_errors(const GoldenCase& c, const Saf
         value *= 1 + (run == 0 ? 0 : (rng.uniform(count++) - 0.5) * 0x1p-23);
       if (!x.empty()) std::memcpy(entry.second.bytes.data(), x.data(), entry.second.bytes.size());
     }
-    const auto ours = run_golden<float>(c, moved);
+    const auto ours = run_golden<float>(c, moved, conventions);
     if (run > 0 && ours.integers != exact.integers) continue;
     for (const auto& result : ours.values) {
       double& error = errors[result.first];

@@ -225,7 +225,10 @@ class GoldenRun {
         router_logits(seen, in("shared.moe.router.weight"), maybe("shared.moe.router.bias"));
     const Index group = x.shape()[0] / B * std::min(B, rules.capacity_sequences);
     const Buffer<T> noise = has("noise") ? Buffer<T>(values("noise")) : Buffer<T>();
-    const Routing<T> r = route(logits, {c.top_k, c.capacity_factor, rules, group}, noise);
+    const bool is_replayed = has("replay.expert");
+    const auto choices = is_replayed ? replayed("") : typename Replay<T>::Choices();
+    const Routing<T> r = route(logits, {c.top_k, c.capacity_factor, rules, group}, noise, nullptr,
+                               is_replayed ? &choices : nullptr);
     out("", r);
     const Tensor<T> tokens = rules.noise == RouterNoise::jitter_in_place ? seen : x;
     const Tensor<T> slots = dispatch(tokens, r);
@@ -283,8 +286,17 @@ class GoldenRun {
       inputs_[p.name] = p.tensor;
     }
   }
+  /// Decisions of another router, where support/replay.hpp has added them to the case.
+  typename Replay<T>::Choices replayed(const std::string& routing) const {
+    const std::string name = "replay." + routing;
+    return {Buffer<std::int32_t>(integers(name + "expert")),
+            Buffer<std::int32_t>(integers(name + "slot")),
+            has(name + "gate") ? Buffer<T>(values(name + "gate")) : Buffer<T>()};
+  }
   Replay<T> replay() const {
     Replay<T> replay;
+    for (Index t = 0; has("replay." + std::to_string(t) + ".expert"); ++t)
+      replay.choices.push_back(replayed(std::to_string(t) + "."));
     for (Index t = 0; has("noise." + std::to_string(t)); ++t)
       replay.noise.push_back(Buffer<T>(values("noise." + std::to_string(t))));
     return replay;
