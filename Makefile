@@ -130,6 +130,9 @@ check-vision: build/examples/train_vision  ## train_vision: every preset and rec
 check-language: build/examples/train_language  ## train_language on small files of every kind
 	+@RUN="$(RUN)" tests/tools/check_language.sh
 
+check-report: $(addprefix build/examples/,report demo train_vision train_language)  ## their pages
+	+@RUN="$(RUN)" tests/tools/check_report.sh
+
 expected: $(shown_examples)  ## write what the examples print to examples/expected
 	@mkdir -p examples/expected
 	@for program in $^; do \
@@ -264,6 +267,6 @@ FORCE:
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
-        check-vision check-language check-golden expected golden sanitize lint format bench \
-        bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        check-vision check-language check-report check-golden expected golden sanitize lint \
+        format bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
         need-sanitize need-install need-bench need-torch need-lint need-cuda
