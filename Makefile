@@ -268,5 +268,5 @@ FORCE:
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
         check-vision check-language check-report check-golden expected golden sanitize lint \
-        format bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
-        need-sanitize need-install need-bench need-torch need-lint need-cuda
+        format bench bench-torch cuda test-cuda install test-install clean help FORCE need-basics \
+        need-tests need-sanitize need-install need-bench need-torch need-lint need-cuda

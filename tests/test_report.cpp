@@ -316,30 +316,30 @@ TEST_SUITE("support: record of a run") {
     CHECK(routes_error("{\"step\": 1\n") ==
           "widenet: json: routes.jsonl, line 1: offset 10: a comma or } must follow a member");
     CHECK(routes_error(with(words_line, "[0.5, 0.25]", "[0.5]")) ==
-          "widenet: routes: routes.jsonl, line 1: load, kept, entropy and changed must have a value "
-          "for each of the 2 routings, the last one less; got 2, 2, 1, 1");
+          "widenet: routes: routes.jsonl, line 1: load, kept, entropy and changed must have a "
+          "value for each of the 2 routings, the last one less; got 2, 2, 1, 1");
     CHECK(routes_error(with(words_line, "\"top_k\": 1", "\"top_k\": 3")) ==
           "widenet: routes: routes.jsonl, line 1: sequences, tokens and capacity must be positive, "
           "and top_k in [1, experts]; got 2, 3, 2, 3, 2");
     CHECK(routes_error(with(words_line, "[3, 0]", "[3]")) ==
-          "widenet: routes: routes.jsonl, line 1: load and kept must have a value for each of the 2 "
-          "experts; got 1");
+          "widenet: routes: routes.jsonl, line 1: load and kept must have a value for each of the "
+          "2 experts; got 1");
     CHECK(routes_error(with(words_line, "[0, 1, -1]", "[0, 1, 2]")) ==
           "widenet: routes: routes.jsonl, line 1: experts must lie in [0, 2) and slots in [-1, 2); "
           "got 0, 2 for choice 2");
     CHECK(routes_error(with(words_line, "[0.75, 0.5, 0.875]", "[0.75]")) ==
-          "widenet: routes: routes.jsonl, line 1: expert, slot and gate must have N * K = 3 values; "
-          "got 3, 3, 1");
+          "widenet: routes: routes.jsonl, line 1: expert, slot and gate must have N * K = 3 "
+          "values; got 3, 3, 1");
     CHECK(routes_error(with(words_line, "[\"a\", \"\"]", "[\"a\"]")) ==
           "widenet: routes: routes.jsonl, line 1: all sequences must have 2 words; got 1");
     CHECK(routes_error(with(words_line, ", [\"a\", \"\"]", "")) ==
-          "widenet: routes: routes.jsonl, line 1: there must be words or a picture for each of the 2 "
-          "sequences; got 1, 0");
+          "widenet: routes: routes.jsonl, line 1: there must be words or a picture for each of the "
+          "2 sequences; got 1, 0");
     CHECK(routes_error(with(words_line, "\"token\": [0, 1, 2]", "\"token\": [0, 1, 4]")) ==
           "widenet: routes: routes.jsonl, line 1: places must lie in [0, 4); got 4");
     CHECK(routes_error(with(words_line, "\"token\": [0, 1, 2]", "\"token\": []")) ==
-          "widenet: routes: routes.jsonl, line 1: there must be a place for each of the 3 tokens of "
-          "2 x 2; got 0");
+          "widenet: routes: routes.jsonl, line 1: there must be a place for each of the 3 tokens "
+          "of 2 x 2; got 0");
     const std::string other = with(words_line, "\"blocks\": [1, 3]", "\"blocks\": [0, 3]");
     CHECK(routes_error(words_line + other) ==
           "widenet: routes: routes.jsonl, line 2: blocks and experts must be those of the first "
@@ -363,6 +363,7 @@ TEST_SUITE("support: report of a run") {
     CHECK(movement("Loss", {1.001, 1.002}) == "Loss stays at 1.00");
     CHECK(movement("Loss", {std::nan("")}) == "Loss was never finite");
     CHECK(count_of(1, "token") == "1 token");
+    CHECK(ordinal(1) + ordinal(2) + ordinal(3) + ordinal(4) + ordinal(11) == "1st2nd3rd4th11th");
     CHECK(count_of(1200, "token") == "1,200 tokens");
     CHECK(some_of(5, 3) == std::vector<std::size_t>{0, 2, 4});
     CHECK(some_of(2, 3) == std::vector<std::size_t>{0, 1});
@@ -416,8 +417,8 @@ TEST_SUITE("support: report of a run") {
           1);
     CHECK(count(html, "Expert 0: 3 asked, 1 dropped. Expert 1: 0 asked, 0 dropped.") == 2);
     CHECK(count(html, "Of 3 tokens, 1 keeps the same first expert through all 2 blocks") == 1);
-    CHECK(count(html, "From block to block 66.7\u202f% of the tokens change their first expert") ==
-          1);
+    CHECK(count(html, "Most tokens change their first expert from block 1 \u2192 3, "
+                      "66.7\u202f% of them") == 1);
     CHECK(count(html, "Expert 1 gets the highest gate, 1.00") == 1);
     CHECK(count(html, "class=\"t0 e0 lost\">a<sub>\u00d7</sub>") == 1);
     CHECK(count(html, "class=\"t1 e0\">&lt;b&gt;<sub>0</sub>") == 1);
@@ -436,7 +437,7 @@ TEST_SUITE("support: report of a run") {
          {"<h3>Loss ", "right on images never seen", "<h3>Balance loss ", "dropped choices",
           "<h3>Router entropy ", " pulls at the router ", "<h3>The busiest expert of a block has ",
           "<h3>In the end shares go from ", "same first expert through all 2 blocks",
-          "gets the highest gate", "of the tokens change their first expert",
+          "gets the highest gate", "Most tokens change their first expert",
           "\u03b3 of the LayerNorms at attention diverge by ",
           "\u03b2 of the LayerNorms at the experts diverge by ", "Confusion matrix",
           "<h2>Settings</h2>"})

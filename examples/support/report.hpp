@@ -1,8 +1,8 @@
 // report.hpp - one self-contained HTML page about a training run, and the plots it is made of.
 //
-// The page loads nothing; its figures are SVG that this file draws, and all of it can be read without
-// scripts: the only one saves figures as files. Colours come from the style sheet, so that one
-// drawing serves light and dark. Every figure says in a sentence what to see, can be read aloud
+// The page loads nothing; its figures are SVG that this file draws, and all of it can be read
+// without scripts: the only one saves figures as files. Colours come from the style sheet, so that
+// one drawing serves light and dark. Every figure says in a sentence what to see, can be read aloud
 // (title and description), and has its numbers in a table.
 //
 // Text is escaped here. Only arguments named ..._html hold markup.
@@ -393,7 +393,7 @@ inline const char* style_sheet();
 inline const char* script();
 /// The digest of script(), the only one that the page allows; tests/tools/check_report.sh says what
 /// it must be.
-constexpr const char* script_digest = "sha256-qM8vXO11FGixhPd46fmlRL63JBJfnVHNMda4UZ1vH28=";
+constexpr const char* script_digest = "sha256-uLbGOfZwjVghxWY+DczymAn75j5vycioTnS23rRQMhg=";
 
 /// The page: well-formed XML, too.
 inline std::string report_html(const Report& report) {
@@ -436,8 +436,8 @@ inline void write_report(const std::string& path, const Report& report) {
   require<IoError>(file.good(), "write_report: ", path, ": must be writable; got: a failed write");
 }
 
-/// Puts a link under each figure that saves its drawings as one SVG file, in the colours that they
-/// have on the page. It holds no < and no &, which would not be well-formed XML.
+/// Puts a link under each figure that saves it as one SVG file, as it is seen: its drawings, the
+/// texts and coloured boxes beside them. The script holds no < and no &, which XML would not have.
 inline const char* script() {
   return R"js(
 'use strict';
@@ -445,52 +445,68 @@ var kept = ['fill', 'fill-opacity', 'stroke', 'stroke-width', 'stroke-opacity', 
   'stroke-linejoin', 'stroke-linecap', 'paint-order', 'opacity', 'font-family', 'font-size',
   'font-weight', 'shape-rendering', 'image-rendering'];
 function coloured(from) {
-  var copy = from.cloneNode(true), to = copy.querySelectorAll('*');
-  var all = from.querySelectorAll('*');
+  var copy = from.cloneNode(true), copies = copy.querySelectorAll('*');
   function dress(source, target) {
     var style = getComputedStyle(source);
     kept.forEach(function (name) { target.style.setProperty(name, style.getPropertyValue(name)); });
     target.removeAttribute('class');
   }
   dress(from, copy);
-  all.forEach(function (element, i) { dress(element, to[i]); });
+  from.querySelectorAll('*').forEach(function (element, i) { dress(element, copies[i]); });
   return copy;
 }
 function drawing(figure) {
-  var parts = Array.from(figure.querySelectorAll('svg')).filter(function (svg) {
-    return svg.getBoundingClientRect().width > 0;
+  var space = document.querySelector('svg').namespaceURI;
+  var whole = document.createElementNS(space, 'svg'), style = getComputedStyle(figure);
+  var caption = figure.querySelector('figcaption').getBoundingClientRect();
+  var frame = figure.getBoundingClientRect(), left = frame.left, top = caption.bottom - 8;
+  var bottom = top;
+  function put(parent, name, attributes, text) {
+    var element = document.createElementNS(space, name);
+    Object.keys(attributes).forEach(function (key) { element.setAttribute(key, attributes[key]); });
+    if (text) { element.textContent = text; }
+    return parent.appendChild(element);
+  }
+  put(whole, 'title', {}, figure.querySelector('h3').textContent);
+  var paper = put(whole, 'rect', {fill: style.backgroundColor});
+  function visit(node) {
+    if (node.nodeType === 3) {
+      var range = document.createRange();
+      range.selectNodeContents(node);
+      var line = range.getBoundingClientRect(), look = getComputedStyle(node.parentNode);
+      if (line.width === 0 || node.data.trim() === '') { return; }
+      put(whole, 'text', {x: line.left - left, y: line.bottom - top - 0.25 * line.height,
+        fill: look.color, 'font-family': look.fontFamily, 'font-size': look.fontSize,
+        'font-weight': look.fontWeight}, node.data.trim());
+      return;
+    }
+    if (node.nodeType !== 1 || node.matches('figcaption, details, input, .save')) { return; }
+    var box = node.getBoundingClientRect(), seen = getComputedStyle(node);
+    if (box.width * box.height === 0) { return; }
+    bottom = Math.max(bottom, box.bottom);
+    var place = {x: box.left - left, y: box.top - top, width: box.width, height: box.height};
+    if (node.namespaceURI === space) {
+      var copy = whole.appendChild(coloured(node));
+      Object.keys(place).forEach(function (key) { copy.setAttribute(key, place[key]); });
+      copy.style.overflow = 'visible';
+      return;
+    }
+    if (seen.backgroundColor !== 'rgba(0, 0, 0, 0)') {
+      put(whole, 'rect', Object.assign({fill: seen.backgroundColor, rx: 4}, place));
+    }
+    node.childNodes.forEach(visit);
+  }
+  figure.childNodes.forEach(visit);
+  var size = {width: frame.width, height: bottom - top + 16};
+  Object.keys(size).forEach(function (key) {
+    whole.setAttribute(key, size[key]);
+    paper.setAttribute(key, size[key]);
   });
-  var boxes = parts.map(function (svg) { return svg.getBoundingClientRect(); });
-  function edge(f, name) { return f.apply(null, boxes.map(function (box) { return box[name]; })); }
-  var left = edge(Math.min, 'left') - 16, top = edge(Math.min, 'top') - 16;
-  var width = edge(Math.max, 'right') - left + 16, height = edge(Math.max, 'bottom') - top + 16;
-  var space = parts[0].namespaceURI, whole = document.createElementNS(space, 'svg');
-  whole.setAttribute('viewBox', '0 0 ' + width + ' ' + height);
-  whole.setAttribute('width', width);
-  whole.setAttribute('height', height);
-  var title = document.createElementNS(space, 'title');
-  title.textContent = figure.querySelector('h3').textContent;
-  whole.appendChild(title);
-  var paper = document.createElementNS(space, 'rect');
-  paper.setAttribute('width', width);
-  paper.setAttribute('height', height);
-  paper.setAttribute('fill', getComputedStyle(figure).backgroundColor);
-  whole.appendChild(paper);
-  parts.forEach(function (svg, i) {
-    var copy = coloured(svg), box = boxes[i];
-    copy.setAttribute('x', box.left - left);
-    copy.setAttribute('y', box.top - top);
-    copy.setAttribute('width', box.width);
-    copy.setAttribute('height', box.height);
-    copy.style.overflow = 'visible';
-    whole.appendChild(copy);
-  });
+  whole.setAttribute('viewBox', '0 0 ' + size.width + ' ' + size.height);
   return new XMLSerializer().serializeToString(whole);
 }
 document.querySelectorAll('figure').forEach(function (figure) {
-  if (figure.querySelector('svg') === null) { return; }
-  var name = figure.querySelector('h3').textContent;
-  var link = document.createElement('a');
+  var name = figure.querySelector('h3').textContent, link = document.createElement('a');
   link.className = 'save';
   link.textContent = 'Save as SVG';
   link.setAttribute('aria-label', 'Save as SVG: ' + name);
@@ -554,7 +570,8 @@ background:linear-gradient(90deg,var(--s1),var(--cell))}
 .save{color:var(--quiet);font-size:14px;padding-top:10px;width:fit-content}
 details{font-size:14px;color:var(--quiet);margin-top:auto;padding-top:12px}
 summary{cursor:pointer;width:fit-content}
-summary:focus-visible,a:focus-visible{outline:2px solid var(--s0);outline-offset:3px;border-radius:3px}
+summary:focus-visible,a:focus-visible{outline:2px solid var(--s0);outline-offset:3px;
+border-radius:3px}
 .scroll{overflow-x:auto;margin-top:8px}
 table{border-collapse:collapse;color:var(--ink)}
 th,td{padding:3px 12px 3px 0;text-align:right;font-weight:400;border-bottom:1px solid var(--line)}

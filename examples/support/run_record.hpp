@@ -245,9 +245,9 @@ inline double router_gradient_norm(const std::vector<Parameter<float>>& paramete
   return std::sqrt(sum);
 }
 
-/// Looks at a model while it trains: before steps 0, n/24, 2n/24, ... of n, and after the last. Each
-/// look writes a line to routes.jsonl and measures, by two small backward passes of its own, how
-/// hard main loss and balance loss pull at the router. Training keeps its bits: a look draws no
+/// Looks at a model while it trains: before steps 0, n/24, 2n/24, ... of n, and after the last.
+/// Each look writes a line to routes.jsonl and measures, by two small backward passes of its own,
+/// how hard main loss and balance loss pull at the router. Training keeps its bits: a look draws no
 /// random numbers, and leaves no gradient behind.
 ///
 /// A model without routers is not looked at, and has no such file.

@@ -39,6 +39,13 @@ inline std::string count_of(double n, const std::string& thing) {
   return grouped(n) + " " + thing + (n == 1 ? "" : "s");
 }
 
+/// "1st", "2nd", "3rd", "4th"
+inline std::string ordinal(std::size_t n) {
+  const char* const ends[] = {"th", "st", "nd", "rd"};
+  const bool is_regular = n % 10 > 3 || n % 100 / 10 == 1;
+  return std::to_string(n) + ends[is_regular ? 0 : n % 10];
+}
+
 /// "Loss falls from 2.30 to 0.61", from the first and the last finite value of a curve.
 inline std::string movement(const std::string& what, const std::vector<double>& values,
                             bool is_percent = false) {
@@ -50,6 +57,10 @@ inline std::string movement(const std::string& what, const std::vector<double>& 
   if (text(first) == text(last)) return what + " stays at " + text(last);
   return what + (last < first ? " falls from " : " rises from ") + text(first) + " to " +
          text(last);
+}
+
+inline double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / double(values.size());
 }
 
 /// At most `most` of n, evenly spaced, with the first and the last.
@@ -116,7 +127,7 @@ inline std::string entropy_figure(const Routes& routes) {
   for (const Look& look : routes.looks) {
     const auto& h = look.entropy;
     for (Series* s : {&mean, &least, &most}) s->x.push_back(double(look.step));
-    mean.y.push_back(std::accumulate(h.begin(), h.end(), 0.0) / double(h.size()));
+    mean.y.push_back(mean_of(h));
     least.y.push_back(*std::min_element(h.begin(), h.end()));
     most.y.push_back(*std::max_element(h.begin(), h.end()));
   }
@@ -332,8 +343,8 @@ inline std::string dropped_figure(const std::vector<double>& dropped,
       *most > 0 ? "Block " + blocks[static_cast<std::size_t>(most - dropped.begin())] +
                       " drops most, " + percent(*most) + " of its choices"
                 : "Not one choice is dropped";
-  return figure(title, "Choices whose expert had no free slot, on all test data. Such a token keeps "
-                "what it was, through the residual.",
+  return figure(title, "Choices whose expert had no free slot, on all test data. Such a token "
+                "keeps what it was, through the residual.",
                 "<i>C</i> = max(1, \u230afactor \u00b7 <i>K N</i> / <i>E</i>\u230b) slots per "
                 "expert", bar_chart("Dropped choices per block", names, dropped));
 }
@@ -355,7 +366,7 @@ inline std::vector<std::size_t> queue_of(const Choices& choices, Index expert) {
 }
 
 inline std::string svg_queues(const Routes& routes, std::size_t t, Index longest) {
-  constexpr double width = 300, left = 20, right = 228, top = 24, row = 24;
+  constexpr double width = 300, left = 20, right = 212, top = 24, row = 24;
   const Look& look = routes.last();
   const Choices& choices = routes.choices[t];
   const double unit = (right - left) / double(longest), line = left + unit * double(look.capacity);
@@ -588,7 +599,8 @@ inline StepperSize stepper_size(const Routes& routes) {
   constexpr std::size_t most_cells = 4000;  // about 250 bytes each
   StepperSize size;
   size.tokens = static_cast<std::size_t>(routes.tokens_per_sequence());
-  size.routings = some_of(routes.choices.size(), std::max<std::size_t>(2, most_cells / size.tokens));
+  size.routings =
+      some_of(routes.choices.size(), std::max<std::size_t>(2, most_cells / size.tokens));
   const std::size_t cells = size.tokens * size.routings.size();
   size.inputs = std::clamp<std::size_t>(most_cells / 2 / cells, 1, 6);
   size.inputs = std::min(size.inputs, static_cast<std::size_t>(routes.last().sequences));
@@ -655,7 +667,7 @@ inline std::string token_way(const StepperInput& input, std::size_t token) {
                      escape_html(token_name(routes, input.b, static_cast<Index>(token))) +
                      "</caption><thead><tr><th scope=\"col\">block</th>";
   for (std::size_t k = 0; k < K; ++k)
-    html += "<th scope=\"col\">choice " + std::to_string(k + 1) + "</th><th scope=\"col\">gate</th>"
+    html += "<th scope=\"col\">" + ordinal(k + 1) + "</th><th scope=\"col\">gate</th>"
             "<th scope=\"col\">slot</th>";
   html += "</tr></thead><tbody>";
   for (const std::size_t t : input.size.routings) {
@@ -707,7 +719,8 @@ inline std::string stepper_input(const StepperInput& input, const std::string& n
   return "<div class=\"input k" + std::to_string(input.b) + "\">" + radios +
          "<div class=\"stage\"><p class=\"steps\"><span>block</span>" + steps +
          "</p><div class=\"two\"><div class=\"" + (picture.empty() ? "text" : "picture") + "\">" +
-         picture + layers + "</div><div class=\"ways scroll\">" + ways + "</div></div></div></div>\n";
+         picture + layers + "</div><div class=\"ways scroll\">" + ways +
+         "</div></div></div></div>\n";
 }
 
 /// The stepper works by radio buttons and style alone: arrow keys go from block to block, from
@@ -729,10 +742,10 @@ inline std::string stepper_figure(const Routes& routes, const std::string& input
   Index steady = 0;
   const Look& look = routes.last();
   for (Index n = 0; n < look.tokens; ++n) {
+    const auto first = static_cast<std::size_t>(n * look.top_k);
     bool is_steady = true;
     for (const Choices& c : routes.choices)
-      is_steady = is_steady && c.expert[static_cast<std::size_t>(n * look.top_k)] ==
-                                   routes.choices[0].expert[static_cast<std::size_t>(n * look.top_k)];
+      is_steady = is_steady && c.expert[first] == routes.choices[0].expert[first];
     steady += is_steady ? 1 : 0;
   }
   return figure("Of " + count_of(double(look.tokens), "token") + ", " + grouped(double(steady)) +
@@ -756,23 +769,48 @@ struct Liked {
   double gate;
 };
 
-/// The tokens with the highest gates that an expert kept in any block, each token or word once, the
-/// highest first.
+/// The rows and columns of a picture that are a patch: token t of its sequence.
+struct PatchPlace {
+  Index top, left, rows, columns;
+  PatchPlace(const Routes& routes, const Picture& picture, Index t)
+      : top((t - 1) / routes.inputs.patch_columns), left((t - 1) % routes.inputs.patch_columns),
+        rows(picture.rows / routes.inputs.patch_rows),
+        columns(picture.columns / routes.inputs.patch_columns) {
+    top *= rows, left *= columns;
+  }
+};
+
+/// What a token looks like: its word or its pixels; "" if it has none, as padding and the class
+/// token.
+inline std::string look_of(const Routes& routes, Index place) {
+  const Index T = routes.tokens_per_sequence(), b = place / T, t = place % T;
+  if (!routes.inputs.words.empty()) return token_name(routes, b, t);
+  if (t == 0) return "";
+  const Picture& picture = routes.inputs.pictures[static_cast<std::size_t>(b)];
+  const PatchPlace patch(routes, picture, t);
+  std::string pixels;
+  for (Index y = patch.top; y < patch.top + patch.rows; ++y)
+    for (Index x = patch.left * picture.channels;
+         x < (patch.left + patch.columns) * picture.channels; ++x)
+      pixels += static_cast<char>(
+          picture.pixels[static_cast<std::size_t>(y * picture.columns * picture.channels + x)]);
+  return pixels;
+}
+
+/// The tokens with the highest gates that an expert kept in any block, the highest first; of those
+/// that look the same only the first.
 inline std::vector<Liked> liked_by(const Routes& routes, Index expert, std::size_t most) {
   const Look& look = routes.last();
-  const Index T = routes.tokens_per_sequence();
-  const bool is_picture = routes.inputs.words.empty();
-  std::map<std::string, Liked> best;  // by token, or by word
+  std::map<std::string, Liked> best;  // by look
   for (std::size_t t = 0; t < routes.choices.size(); ++t)
     for (std::size_t i = 0; i < routes.choices[t].expert.size(); ++i) {
       const Index place = routes.token[i / static_cast<std::size_t>(look.top_k)];
       const double gate = routes.choices[t].gate[i];
       if (routes.choices[t].expert[i] != expert || routes.choices[t].slot[i] < 0 ||
-          !std::isfinite(gate) || (is_picture && place % T == 0))
+          !std::isfinite(gate))
         continue;
-      const std::string key =
-          is_picture ? std::to_string(place) : token_name(routes, place / T, place % T);
-      if (key.empty()) continue;  // padding
+      const std::string key = look_of(routes, place);
+      if (key.empty()) continue;
       const auto added = best.emplace(key, Liked{place, look.blocks[t], gate});
       if (gate > added.first->second.gate) added.first->second = {place, look.blocks[t], gate};
     }
@@ -788,29 +826,27 @@ inline std::vector<Liked> liked_by(const Routes& routes, Index expert, std::size
 inline std::string likes_figure(const Routes& routes) {
   const Index T = routes.tokens_per_sequence();
   const bool is_picture = routes.inputs.words.empty();
-  const std::string thing = is_picture ? "patch" : "word", things = is_picture ? "patches" : "words";
+  const std::string things = is_picture ? "patches" : "words";
   std::string html = "<div class=\"likes\">", surest = "0";
   double most = 0;
   for (Index e = 0; e < routes.last().experts; ++e) {
     const std::string number = std::to_string(e);
     html += "<div><h4><b class=\"e" + number + "\">" + number + "</b> expert " + number +
             "</h4><ol>";
-    const std::vector<Liked> liked = liked_by(routes, e, 10);
+    const std::vector<Liked> liked = liked_by(routes, e, is_picture ? 8 : 16);
     for (const Liked& one : liked) {
       if (one.gate > most) most = one.gate, surest = number;
       const std::string where = "gate " + fixed(one.gate, 2) + " in block " +
                                 std::to_string(one.block);
       if (is_picture) {
         const Picture& picture = routes.inputs.pictures[static_cast<std::size_t>(one.place / T)];
-        const Index rows = picture.rows / routes.inputs.patch_rows;
-        const Index columns = picture.columns / routes.inputs.patch_columns;
-        const Index p = one.place % T - 1;
+        const PatchPlace patch(routes, picture, one.place % T);
         html += "<li>" +
-                svg_begin(double(columns), double(rows), "A " + token_name(routes, 0, p + 1),
+                svg_begin(double(patch.columns), double(patch.rows),
+                          "A " + token_name(routes, 0, one.place % T),
                           "Of a " + std::to_string(picture.label) + ", " + where) +
-                svg_pixels(picture, p / routes.inputs.patch_columns * rows,
-                           p % routes.inputs.patch_columns * columns, rows, columns) +
-                "</svg>" + fixed(one.gate, 2) + "</li>";
+                svg_pixels(picture, patch.top, patch.left, patch.rows, patch.columns) + "</svg>" +
+                fixed(one.gate, 2) + "</li>";
       } else {
         html += "<li title=\"" + where + "\"><i>" +
                 escape_html(token_name(routes, one.place / T, one.place % T)) + "</i> " +
@@ -821,32 +857,41 @@ inline std::string likes_figure(const Routes& routes) {
   }
   return figure("Expert " + surest + " gets the highest gate, " + fixed(most, 2),
                 "The " + things + " that each expert was given with the highest gates, over all "
-                "blocks, each " + thing + " once.", "", html + "</div>", "wide");
+                "blocks; of those that look the same only the first.", "", html + "</div>", "wide");
 }
 
-inline std::string change_figure(const Look& look) {
+inline std::string change_figures(const Routes& routes) {
+  const Look& look = routes.last();
   std::vector<std::string> names;
   for (std::size_t t = 1; t < look.blocks.size(); ++t)
     names.push_back(std::to_string(look.blocks[t - 1]) + " \u2192 " +
                     std::to_string(look.blocks[t]));
-  const double mean = std::accumulate(look.changed.begin(), look.changed.end(), 0.0) /
-                      double(look.changed.size());
-  return figure("From block to block " + percent(mean) + " of the tokens change their first expert",
+  const auto most = std::max_element(look.changed.begin(), look.changed.end());
+  Series mean{"mean", {}, {}, 0};
+  for (const Look& each : routes.looks)
+    mean.x.push_back(double(each.step)), mean.y.push_back(mean_of(each.changed));
+  return figure("Most tokens change their first expert from block " +
+                    names[static_cast<std::size_t>(most - look.changed.begin())] + ", " +
+                    percent(*most) + " of them",
                 "Bars: the share of tokens whose first choice in one block is another in the next. "
                 "With a shared router the same expert is the same network everywhere.", "",
-                bar_chart("Tokens that change their first expert", names, look.changed));
+                bar_chart("Tokens that change their first expert", names, look.changed)) +
+         figure(movement("From block to block the share that changes", mean.y, true),
+                "The mean of such bars over training.", "",
+                line_chart({"Tokens that change their first expert", "step", "share of tokens",
+                            {mean}, true}));
 }
 
 inline std::string going_figures(const Routes& routes, const std::string& input) {
   std::string html;
   if (routes.looks.empty())
-    return missing("The ways of the tokens", "there is no routes.jsonl in this folder; runs of this "
-                   "version write one.");
+    return missing("The ways of the tokens", "there is no routes.jsonl in this folder; runs of "
+                   "this version write one.");
   if (routes.has_choices()) html += stepper_figure(routes, input) + likes_figure(routes);
   else
     html += missing("The ways of the tokens", "the last line of routes.jsonl has no choices; a run "
                     "writes them when it ends or is stopped with Ctrl-C.");
-  return routes.last().changed.empty() ? html : html + change_figure(routes.last());
+  return routes.last().changed.empty() ? html : html + change_figures(routes);
 }
 
 // LAYER NORMS -------------------------------------------------------------------------------------
@@ -936,7 +981,8 @@ inline std::string layer_norm_figures(const SafeTensors& file) {
                        (v.start == 1 ? "1." : "0."),
                    v.start == 1 && html.empty()
                        ? "<i>y</i> = mean of (<i>x<sub>l,d</sub></i> \u2212 "
-                         "<i>x<sub>j,i</sub></i>)<sup>2</sup> over all <i>j</i> \u2260 <i>l</i>" : "",
+                         "<i>x<sub>j,i</sub></i>)<sup>2</sup> over all <i>j</i> \u2260 <i>l</i>"
+                       : "",
                    box_chart(what, x, v.start));
   }
   return html.empty()
@@ -1073,7 +1119,7 @@ overflow:hidden}
 .pictures p{font-size:13.5px;line-height:1.35;color:var(--quiet);margin-top:5px}
 .pictures b{color:var(--ink);font-size:15px}
 .miss svg{outline:2px solid var(--wrong);outline-offset:1px}.miss b,.miss span{color:var(--wrong)}
-.photo{image-rendering:pixelated}
+.photo{image-rendering:pixelated}.picture .pixels{opacity:.6}
 .stepper,.input{position:relative}
 .pick{position:absolute;top:0;left:0;width:1px;height:1px;opacity:0;pointer-events:none}
 .input,.layer,.way{display:none}
@@ -1102,14 +1148,16 @@ color-mix(in srgb,var(--wrong) 40%,transparent) 4px 6px)}
 b[class^=e]{display:inline-flex;min-width:1.7em;height:1.7em;align-items:center;padding:0 .3em;
 justify-content:center;border-radius:6px;font-weight:600;
 background:color-mix(in srgb,var(--e) 34%,transparent)}
-.likes{display:grid;gap:18px 28px;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
+.likes{display:grid;gap:18px 28px;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .likes h4{font-size:15px;font-weight:600;margin-bottom:8px}
 .likes ol{list-style:none;padding:0;display:flex;flex-wrap:wrap;gap:8px 10px;font-size:13.5px;
 color:var(--quiet)}
 .likes li{text-align:center}.likes svg{width:44px;margin-bottom:2px}
 .likes li i{font-style:normal;color:var(--ink);background:var(--cell);border-radius:6px;
 padding:2px 8px}
-@media (max-width:700px){.two{grid-template-columns:minmax(0,1fr)}.multiples svg{font-size:13px}}
+@media (max-width:700px){.two{grid-template-columns:minmax(0,1fr)}.multiples svg{font-size:13px}
+.tabs span,.steps span{width:100%}.way td,.way th{padding-right:9px}.tabs svg{width:40px}}
 @media print{.input:first-child{display:block}}
 )css";
 }
