@@ -258,6 +258,9 @@ TEST_SUITE("support: record of a run") {
     });
     CHECK(log.before_step(0).text() == "{}");
     log.finish(3);
+    const RouteLog again(run.files, 2, 3, config.encoder, model.parameters(), 0.01, {}, [] {
+      return Watched{};
+    });
     CHECK(!std::filesystem::exists(run.files.routes()));
   }
 
@@ -449,7 +452,7 @@ TEST_SUITE("support: report of a run") {
     CHECK(count(html, "href=") == count(html, "href=\"data:image/bmp;base64,"));
     CHECK(count(html, "role=\"img\"") == count(html, "<svg "));
     CHECK(count(html, "<svg ") == count(html, "<desc>"));
-    CHECK(count(html, "class=\"patches\"") == 3 * 2);  // images, blocks
+    CHECK(count(html, "class=\"patches\" style=\"aspect-ratio:4/4;") == 3 * 2);  // images, blocks
     CHECK(count(html, "<table class=\"way ") == 3 * 5);
     CHECK(count(html, "checked=\"checked\"") == 1 + 3 * 2);
   }

@@ -264,9 +264,10 @@ class RouteLog {
     for (Index i = 0; i < encoder.blocks; ++i)
       if (encoder.routes(i)) blocks_.push_back(i);
     const bool is_continued = first_step > 0;
+    if (!is_continued) std::remove(run.result().c_str()), std::remove(run.routes().c_str());
+    if (blocks_.empty()) return;
     if (is_continued) cut_metrics(run.routes(), first_step);
-    else std::remove(run.result().c_str()), std::remove(run.routes().c_str());
-    if (!blocks_.empty()) file_ = std::make_unique<JsonLinesFile>(run.routes(), is_continued);
+    file_ = std::make_unique<JsonLinesFile>(run.routes(), is_continued);
   }
 
   bool is_due(Index step) const {

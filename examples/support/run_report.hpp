@@ -653,9 +653,13 @@ inline std::string stepper_layer(const StepperInput& input, std::size_t t) {
     (is_patch || !is_picture ? cells : class_token) += label;
   }
   if (!is_picture) return "<div class=\"words\">" + cells + "</div>";
-  return "<div class=\"patches\" style=\"grid-template-columns:repeat(" +
-         std::to_string(routes.inputs.patch_columns) + ",1fr)\">" + cells +
-         "</div><p class=\"words\">" + class_token + "</p>";
+  const Picture& picture = routes.inputs.pictures[static_cast<std::size_t>(input.b)];
+  const Index columns = routes.inputs.patch_columns;
+  return std::string("<div class=\"patches") + (columns > 12 ? " many" : "") +
+         "\" style=\"aspect-ratio:" + std::to_string(picture.columns) + "/" +
+         std::to_string(picture.rows) + ";grid-template-columns:repeat(" +
+         std::to_string(columns) + ",1fr)\">" + cells + "</div><p class=\"words\">" +
+         class_token + "</p>";
 }
 
 /// One token's way through the blocks.
@@ -1131,12 +1135,13 @@ background:var(--cell);display:flex;align-items:center;justify-content:center}
 .two{display:grid;grid-template-columns:minmax(0,22rem) minmax(0,1fr);gap:20px 36px;
 align-items:start}
 .picture{position:relative}
-.patches{position:absolute;top:0;left:0;right:0;display:grid;aspect-ratio:var(--ratio,1)}
+.patches{position:absolute;top:0;left:0;right:0;display:grid;grid-auto-rows:1fr}
 .layer label{cursor:pointer}
 .patches label{display:flex;align-items:center;justify-content:center;border-radius:4px;
 margin:1px;font-size:15px;font-weight:600;line-height:1;overflow:hidden;
 background:color-mix(in srgb,var(--e) 34%,transparent);text-shadow:0 0 3px var(--card),
 0 0 3px var(--card),0 0 3px var(--card)}
+.many label{font-size:10px;margin:0;border-radius:0}
 .words{display:flex;flex-wrap:wrap;gap:7px;margin-top:10px}.text .words{margin-top:0}
 .words label{padding:3px 9px;border-radius:6px;overflow-wrap:anywhere;
 background:color-mix(in srgb,var(--e) 30%,var(--cell))}
