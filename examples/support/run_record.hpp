@@ -181,10 +181,9 @@ inline RunResult read_result(const std::string& path) {
   read_optional(json, "dropped", result.dropped);
   read_optional(json, "confusion", result.confusion);
   read_optional(json, "pictures", result.pictures);
-  for (const auto& rows : {result.load.size(), result.dropped.size()})
-    require<IoError>(rows == result.load.size(), "result: ", path,
-                     ": load and dropped must have a value for each routing; got ",
-                     result.load.size(), ", ", result.dropped.size());
+  require<IoError>(result.load.size() == result.dropped.size(), "result: ", path,
+                   ": load and dropped must have a value for each routing; got ",
+                   result.load.size(), ", ", result.dropped.size());
   for (const auto& row : result.load)
     require<IoError>(!row.empty() && row.size() == result.load[0].size(), "result: ", path,
                      ": load must be a matrix; got a row of ", row.size());

@@ -14,9 +14,9 @@
 #include "support/run_record.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>   // clamp, max, max_element, min, min_element, sort
+#include <algorithm>   // clamp, max, max_element, min, min_element, sort, stable_sort
 #include <cmath>       // fabs, isfinite, log
-#include <cstdint>     // uint8_t
+#include <cstdint>     // int64_t, uint8_t
 #include <cstring>     // strlen
 #include <filesystem>  // exists
 #include <fstream>     // ifstream
@@ -32,7 +32,6 @@ namespace widenet::support {
 // WORDS -------------------------------------------------------------------------------------------
 
 constexpr double nothing = std::numeric_limits<double>::quiet_NaN();
-constexpr const char* thin_space = "\u202f";
 
 /// "1 token", "1,200 tokens".
 inline std::string count_of(double n, const std::string& thing) {
@@ -571,8 +570,8 @@ inline std::string token_name(const Routes& routes, Index b, Index t) {
 inline std::string expert_style(Index num_experts) {
   std::string css;
   for (Index e = 0; e < num_experts; ++e)
-    css += ".e" + std::to_string(e) + "{--e:hsl(" +
-           std::to_string((215 + 360 * e / num_experts) % 360) + " 60% 50%)}\n";
+    css += ".e" + std::to_string(e) + "{--e:" +
+           std::to_string((215 + 360 * e / num_experts) % 360) + " 60% 50%}\n";
   return css;
 }
 
@@ -871,12 +870,13 @@ inline std::string change_figures(const Routes& routes) {
     names.push_back(std::to_string(look.blocks[t - 1]) + " \u2192 " +
                     std::to_string(look.blocks[t]));
   const auto most = std::max_element(look.changed.begin(), look.changed.end());
+  const auto before = static_cast<std::size_t>(most - look.changed.begin());
   Series mean{"mean", {}, {}, 0};
   for (const Look& each : routes.looks)
     mean.x.push_back(double(each.step)), mean.y.push_back(mean_of(each.changed));
   return figure("Most tokens change their first expert from block " +
-                    names[static_cast<std::size_t>(most - look.changed.begin())] + ", " +
-                    percent(*most) + " of them",
+                    std::to_string(look.blocks[before]) + " to " +
+                    std::to_string(look.blocks[before + 1]) + ": " + percent(*most),
                 "Bars: the share of tokens whose first choice in one block is another in the next. "
                 "With a shared router the same expert is the same network everywhere.", "",
                 bar_chart("Tokens that change their first expert", names, look.changed)) +
@@ -1139,20 +1139,20 @@ align-items:start}
 .layer label{cursor:pointer}
 .patches label{display:flex;align-items:center;justify-content:center;border-radius:4px;
 margin:1px;font-size:15px;font-weight:600;line-height:1;overflow:hidden;
-background:color-mix(in srgb,var(--e) 34%,transparent);text-shadow:0 0 3px var(--card),
+background:hsl(var(--e)/.34);text-shadow:0 0 3px var(--card),
 0 0 3px var(--card),0 0 3px var(--card)}
 .many label{font-size:10px;margin:0;border-radius:0}
 .words{display:flex;flex-wrap:wrap;gap:7px;margin-top:10px}.text .words{margin-top:0}
 .words label{padding:3px 9px;border-radius:6px;overflow-wrap:anywhere;
-background:color-mix(in srgb,var(--e) 30%,var(--cell))}
+background:hsl(var(--e)/.3)}
 .words sub{line-height:0;margin-left:3px;color:var(--quiet)}
-.layer .lost{background:repeating-linear-gradient(45deg,transparent 0 4px,
-color-mix(in srgb,var(--wrong) 40%,transparent) 4px 6px)}
+.layer .lost{background:repeating-linear-gradient(45deg,transparent 0 5px,
+hsl(4 55% 50%/.4) 5px 7px)}
 .way caption{text-align:left;font-weight:650;padding-bottom:8px;overflow-wrap:anywhere}
 .way td,.way th{padding:5px 14px 5px 0}
 b[class^=e]{display:inline-flex;min-width:1.7em;height:1.7em;align-items:center;padding:0 .3em;
 justify-content:center;border-radius:6px;font-weight:600;
-background:color-mix(in srgb,var(--e) 34%,transparent)}
+background:hsl(var(--e)/.34)}
 .likes{display:grid;gap:18px 28px;
 grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr))}
 .likes h4{font-size:15px;font-weight:600;margin-bottom:8px}
