@@ -92,6 +92,7 @@ sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
+page_writers     := $(addprefix build/examples/,report demo train_vision train_language)
 exercise_folder  := $(notdir $(wildcard examples/exercises/$(N)_* examples/exercises/0$(N)_*))
 shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp solution.cpp wrong_*.cpp))
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
@@ -136,6 +137,9 @@ check-vision: build/examples/train_vision  ## train_vision: every preset and rec
 
 check-language: build/examples/train_language  ## train_language on small files of every kind
 	+@RUN="$(RUN)" tests/tools/check_language.sh
+
+check-report: $(page_writers)  ## the pages of runs: whole, small, well-formed, opened in a browser
+	+@RUN="$(RUN)" tests/tools/check_report.sh
 
 expected: $(shown_examples)  ## write what the examples print to examples/expected
 	@mkdir -p examples/expected
@@ -279,7 +283,7 @@ FORCE:
 
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples exercise check-exercises laboratory \
-        check-laboratories check-demo check-vision check-language check-golden equations expected \
-        golden sanitize lint format bench bench-torch cuda test-cuda install test-install clean \
-        help FORCE need-basics need-tests need-sanitize need-install need-bench need-torch \
-        need-lint need-cuda
+        check-laboratories check-demo check-vision check-language check-report check-golden \
+        equations expected golden sanitize lint format bench bench-torch cuda test-cuda install \
+        test-install clean help FORCE need-basics need-tests need-sanitize need-install need-bench \
+        need-torch need-lint need-cuda

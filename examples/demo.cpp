@@ -3,18 +3,19 @@
 //   demo [--data FOLDER] [--out FOLDER] [--steps N] [--seed S] [--resume] [--validate] [--seeds N]
 //        [--help]
 //
-// Writes OUT/model.safetensors, OUT/metrics.jsonl and OUT/report.html. Ctrl-C saves and stops;
-// --resume goes on, to the same bits as if it had never stopped. --validate tests on the last 200
-// training images instead and trains on the others: settings are chosen with it. --seeds N trains N
-// times and prints the mean accuracy.
+// Writes model.safetensors, metrics.jsonl, routes.jsonl, result.json and report.html into OUT.
+// Ctrl-C saves and stops; --resume goes on, to the same bits as if it had never stopped. --validate
+// tests on the last 200 training images instead and trains on the others: settings are chosen with
+// it. --seeds N trains N times and prints the mean accuracy.
 
 #include "support/digits.hpp"
 #include "support/progress.hpp"
-#include "support/report.hpp"
 #include "support/run.hpp"
+#include "support/run_report.hpp"
 #include "support/vision_report.hpp"
 #include "widenet.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -49,6 +50,8 @@ support::CommandLine command_line(Options& options) {
   return line;
 }
 
+constexpr double balance_weight = 0.01;  // the lambda of the paper
+
 wn::VisionConfig demo_config() {
   wn::VisionConfig config = wn::VisionConfig::toy();
   config.encoder.width = 64;
@@ -64,7 +67,8 @@ struct Trained {
 };
 
 Trained train(const Options& options, const support::LabelledImages& data,
-              const support::RunFiles& run, std::uint64_t seed) {
+              const support::LabelledImages& testing, const support::RunFiles& run,
+              std::uint64_t seed) {
   const wn::Rng rng(seed);
   Trained result{wn::VisionModel<float>(demo_config(), rng)};
   const wn::VisionModel<float>& model = result.model;
@@ -88,15 +92,24 @@ Trained train(const Options& options, const support::LabelledImages& data,
     wn::save_checkpoint(run.model(), model, optimizer,
                         {step, seed, {{"steps", std::to_string(options.steps)}}});
   };
+  const support::LabelledImages watched = testing.slice(0, std::min<wn::Index>(16, testing.count));
+  const support::RouteLog routes(
+      run, first_step, options.steps, model.config().encoder, model.parameters(), balance_weight,
+      support::watched_images(model.config(), watched.tensor(), watched.labels), [&] {
+        const auto out = model.forward(watched.tensor());
+        return support::Watched{wn::cross_entropy(out.logits, watched.labels), out.balance_loss,
+                                out.routings};
+      });
   support::JsonLinesFile metrics(run.metrics(), options.resume);
   const support::Interrupt interrupt;
   const auto start = std::chrono::steady_clock::now();
   support::ProgressLine progress(first_step, options.steps);
   for (wn::Index step = first_step; step < options.steps; ++step) {
+    const support::JsonLine look = routes.before_step(step);
     const support::Batch batch = support::batch_of_step(data, options.batch, rng, step);
     const auto out = model.forward(batch.images, wn::Training{rng, step});
     const auto main_loss = wn::cross_entropy(out.logits, batch.labels, 0.1);
-    const auto loss = wn::total_loss(main_loss, out.balance_loss);
+    const auto loss = wn::total_loss(main_loss, out.balance_loss, balance_weight);
     optimizer.zero_grad();
     loss.backward();
     wn::clip_global_norm(model.parameters(), 1.0);
@@ -110,11 +123,13 @@ Trained train(const Options& options, const support::LabelledImages& data,
                       .add("loss", main_loss.item())
                       .add("balance_loss", balance)
                       .add("dropped", dropped)
-                      .add("accuracy", wn::accuracy(out.logits, batch.labels)));
+                      .add("accuracy", wn::accuracy(out.logits, batch.labels))
+                      .add(look));
     progress.update(step + 1, main_loss.item(), balance, dropped,
                     options.batch * model.config().num_tokens());
     if (interrupt.requested() && step + 1 < options.steps) {
       save(step + 1);
+      routes.finish(step + 1);
       progress.note("Stopped after step " + std::to_string(step + 1) + " and saved " + run.model() +
                     "; go on with --resume.");
       result.is_finished = false;
@@ -124,6 +139,7 @@ Trained train(const Options& options, const support::LabelledImages& data,
   result.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   save(options.steps);
+  routes.finish(options.steps);
   return result;
 }
 
@@ -154,32 +170,23 @@ std::string percent(double fraction) {
 }
 
 void write_report(const support::RunFiles& run, const Options& options, const Trained& trained,
-                  const support::Evaluation& result) {
-  const wn::VisionConfig& config = trained.model.config();
-  support::Report report;
-  report.title = "A WideNet reads handwritten digits";
-  report.subtitle = "One attention, one router and one set of experts, shared by all blocks; "
+                  const support::Evaluation& evaluation) {
+  support::RunResult result;
+  result.title = "A WideNet reads handwritten digits";
+  result.subtitle = "One attention, one router and one set of experts, shared by all blocks; "
                     "each block has LayerNorms of its own.";
-  report.summary = {{options.validate ? "validation accuracy" : "test accuracy",
-                     percent(result.accuracy())},
-                    {"images tested", std::to_string(result.num_images())},
+  result.tested = options.validate ? "validation" : "test";
+  result.summary = {{result.tested + " accuracy", percent(evaluation.accuracy())},
+                    {"images tested", std::to_string(evaluation.num_images())},
                     {"parameters", support::grouped(double(trained.model.num_parameters()))}};
   if (trained.seconds > 0 && !options.resume)
-    report.summary.push_back({"training time", support::fixed(trained.seconds, 0) + " s"});
-  report.configuration = support::settings_of(config);
-  report.configuration.insert(report.configuration.end(),
-                              {{"steps", std::to_string(options.steps)},
-                               {"batch", std::to_string(options.batch)},
-                               {"seed", std::to_string(options.seed)}});
-  const std::string metrics = run.metrics();
-  report.loss = {support::noisy_series(metrics, "loss", "training", 0)};
-  report.balance_loss = {support::noisy_series(metrics, "balance_loss", "training", 1)};
-  report.dropped = {support::noisy_series(metrics, "dropped", "training", 2)};
-  report.accuracy = {support::noisy_series(metrics, "accuracy", "training", 0),
-                     {options.validate ? "validation" : "test",
-                      {double(options.steps)}, {result.accuracy()}, 3, false}};
-  result.add_to(report, config);
-  support::write_report(run.report(), report);
+    result.summary.push_back({"training time", support::fixed(trained.seconds, 0) + " s"});
+  result.settings = {{"steps", std::to_string(options.steps)},
+                     {"batch", std::to_string(options.batch)},
+                     {"seed", std::to_string(options.seed)}};
+  evaluation.add_to(result);
+  support::write_result(run.result(), result);
+  support::write_run_report(run);
 }
 
 int demo(const Options& options) {
@@ -199,7 +206,7 @@ int demo(const Options& options) {
     const support::RunFiles run{
         options.seeds == 1 ? options.out : options.out + "/seed" + std::to_string(seed)};
     std::filesystem::create_directories(run.folder);
-    const Trained trained = train(options, training, run, seed);
+    const Trained trained = train(options, training, testing, run, seed);
     if (!trained.is_finished) return 0;
     const support::Evaluation result = evaluate(trained.model, testing);
     accuracies.push_back(result.accuracy());

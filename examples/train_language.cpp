@@ -7,8 +7,8 @@
 //
 // Without files everything runs on a toy language that the program generates. --preset names a
 // model of the paper, --recipe a way to train it; --help lists all options. Writes its model,
-// metrics.jsonl, report.html and predictions into the folder OUT. Ctrl-C saves and stops; --resume
-// goes on, to the same bits as if it had never stopped.
+// metrics.jsonl, routes.jsonl, result.json, report.html and predictions into the folder OUT. Ctrl-C
+// saves and stops; --resume goes on, to the same bits as if it had never stopped.
 
 #include "support/glue.hpp"
 #include "support/grammar.hpp"
@@ -16,8 +16,8 @@
 #include "support/presets.hpp"
 #include "support/progress.hpp"
 #include "support/recipes.hpp"
-#include "support/report.hpp"
 #include "support/run.hpp"
+#include "support/run_report.hpp"
 #include "support/squad.hpp"
 #include "widenet.hpp"
 
@@ -182,6 +182,29 @@ struct Step {
 };
 using Objective = std::function<Step(const Model& model, wn::Index step)>;
 
+/// What is looked at while the model trains: a batch as words, and what the model makes of it.
+struct Watch {
+  support::WatchedInputs inputs;
+  std::function<Step(const Model& model)> look;
+};
+
+constexpr wn::Index num_watched = 16;  // sequences, at most
+
+support::WatchedInputs watched_words(const wn::TokenBatch& batch,
+                                     const support::Tokenizer& tokenizer) {
+  support::WatchedInputs inputs;
+  for (wn::Index b = 0; b < batch.B; ++b) {
+    inputs.words.emplace_back();
+    for (wn::Index i = b * batch.T; i < (b + 1) * batch.T; ++i) {
+      const std::size_t at = static_cast<std::size_t>(i);
+      const bool is_padding = !batch.mask.empty() && batch.mask[at] == 0;
+      inputs.words.back().push_back(
+          is_padding ? "" : support::visible(tokenizer.word(batch.token[at])));
+    }
+  }
+  return inputs;
+}
+
 double dropped_fraction(const wn::LanguageOutput<float>& out) {
   double dropped = 0;
   for (const auto& routing : out.routings)
@@ -203,7 +226,7 @@ std::string fingerprint(const Options& o) {
 /// Trains to the last step, or until Ctrl-C: then it saves, and returns false.
 template <class Optimizer>
 bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
-                const Objective& objective) {
+                const Objective& objective, const Watch& watch) {
   const support::RunFiles run{o.out};
   const wn::Index steps = o.recipe.steps;
   wn::Schedule schedule = o.recipe.schedule();
@@ -223,10 +246,17 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
   const auto save = [&](wn::Index step) {
     wn::save_checkpoint(run.model(), model, optimizer, {step, o.seed, {{"run", settings}}});
   };
+  const support::RouteLog routes(run, first_step, steps, model.config().encoder,
+                                 model.parameters(), o.recipe.balance_weight, watch.inputs, [&] {
+                                   const Step step = watch.look(model);
+                                   return support::Watched{step.loss, step.out.balance_loss,
+                                                           step.out.routings};
+                                 });
   support::JsonLinesFile metrics(run.metrics(), o.resume);
   const support::Interrupt interrupt;
   support::ProgressLine progress(first_step, steps);
   for (wn::Index step = first_step; step < steps; ++step) {
+    const support::JsonLine look = routes.before_step(step);
     const Step result = objective(model, step);
     optimizer.zero_grad();
     wn::total_loss(result.loss, result.out.balance_loss, o.recipe.balance_weight).backward();
@@ -239,10 +269,11 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
     support::JsonLine line;
     line.add("step", step).add("loss", loss).add("balance_loss", balance).add("dropped", dropped);
     for (const auto& metric : result.metrics) line.add(metric.first, metric.second);
-    metrics.write(line);
+    metrics.write(line.add(look));
     progress.update(step + 1, loss, balance, dropped, result.num_tokens);
     if (interrupt.requested() && step + 1 < steps) {
       save(step + 1);
+      routes.finish(step + 1);
       progress.note("Stopped after step " + std::to_string(step + 1) + " and saved " +
                     run.model() + "; go on with --resume.");
       return false;
@@ -250,66 +281,50 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
     if (o.save_every > 0 && (step + 1) % o.save_every == 0) save(step + 1);
   }
   save(steps);
+  routes.finish(steps);
   return true;
 }
 
-bool train(const Options& o, const Model& model, const Objective& objective) {
+bool train(const Options& o, const Model& model, const Objective& objective, const Watch& watch) {
   const std::vector<wn::Parameter<float>>& parameters = model.parameters();
   if (o.optimizer == "lamb") {
     const wn::LAMBOptions options{0.9, 0.999, 1e-6, o.weight_decay};
-    return train_with(wn::LAMB<float>(parameters, 0, options), o, model, objective);
+    return train_with(wn::LAMB<float>(parameters, 0, options), o, model, objective, watch);
   }
   const wn::AdamWOptions options{0.9, 0.99, 1e-8, o.weight_decay};
-  return train_with(wn::AdamW<float>(parameters, 0, options), o, model, objective);
+  return train_with(wn::AdamW<float>(parameters, 0, options), o, model, objective, watch);
 }
 
 std::string percent(double fraction) { return support::fixed(100 * fraction, 2) + " %"; }
 
 void tell(const std::string& what) { std::cout << what << std::endl; }
 
-/// The report: curves of the run, load of the experts in `out`, and the figures of the evaluation.
-/// `metric` is the curve of accuracy, if the task has one.
+/// The report: load of the experts in `out`, and the figures of the evaluation.
 void report(const Options& o, const Model& model, const wn::LanguageOutput<float>& out,
-            const std::string& title, const std::string& examples, const std::string& metric,
+            const std::string& title, const std::string& examples,
             const support::NamedValues& summary) {
   const support::RunFiles run{o.out};
-  const wn::EncoderConfig& encoder = model.config().encoder;
-  const auto curve = [&](const std::string& field, const std::string& name, int colour) {
-    const support::Curve c = support::read_curve(run.metrics(), field);
-    return support::Series{name, c.step, c.value, colour, true};
-  };
-  support::Report page;
-  page.title = title, page.examples = examples, page.summary = summary;
-  page.subtitle = "One attention, one router and one set of experts, shared by all blocks; each "
-                  "block has LayerNorms of its own.";
-  page.summary.push_back({"parameters", support::grouped(double(model.num_parameters()))});
-  page.configuration = {{"task", o.task},
-                        {"preset", o.preset},
-                        {"recipe", o.recipe.name},
-                        {"vocabulary V", std::to_string(model.config().vocabulary)},
-                        {"width D", std::to_string(encoder.width)},
-                        {"heads H", std::to_string(encoder.heads)},
-                        {"blocks L", std::to_string(encoder.blocks)},
-                        {"experts E", std::to_string(encoder.experts)},
-                        {"expert width F", std::to_string(encoder.expert_hidden)},
-                        {"tokens T", std::to_string(o.recipe.tokens)},
-                        {"steps", std::to_string(o.recipe.steps)},
-                        {"batch B", std::to_string(o.recipe.batch)},
-                        {"start", o.start.empty() ? "random weights" : o.start},
-                        {"seed", std::to_string(o.seed)}};
-  page.loss = {curve("loss", "training", 0)};
-  if (!metric.empty()) page.accuracy = {curve(metric, "training", 0)};
-  if (encoder.experts > 0) {
-    page.balance_loss = {curve("balance_loss", "training", 1)};
-    page.dropped = {curve("dropped", "training", 2)};
-  }
+  support::RunResult result;
+  result.title = title, result.examples = examples, result.summary = summary;
+  result.subtitle = "One attention, one router and one set of experts, shared by all blocks; each "
+                    "block has LayerNorms of its own.";
+  result.summary.push_back({"parameters", support::grouped(double(model.num_parameters()))});
+  result.settings = {{"task", o.task},
+                     {"preset", o.preset},
+                     {"recipe", o.recipe.name},
+                     {"tokens T", std::to_string(o.recipe.tokens)},
+                     {"steps", std::to_string(o.recipe.steps)},
+                     {"batch B", std::to_string(o.recipe.batch)},
+                     {"start", o.start.empty() ? "random weights" : o.start},
+                     {"seed", std::to_string(o.seed)}};
   for (const auto& routing : out.routings) {
-    page.load.emplace_back();
+    result.load.emplace_back();
     for (const std::int32_t load : routing.load.to_vector())
-      page.load.back().push_back(double(load) / double(routing.N * routing.K));
-    page.dropped_per_block.push_back(routing.dropped_fraction());
+      result.load.back().push_back(double(load) / double(routing.N * routing.K));
+    result.dropped.push_back(routing.dropped_fraction());
   }
-  support::write_report(run.report(), page);
+  support::write_result(run.result(), result);
+  support::write_run_report(run);
   tell("Model: " + run.model() + "   Report: " + run.report());
 }
 
@@ -357,11 +372,16 @@ int pretrain(const Options& o) {
        std::to_string(documents.size()) + " documents, cut into " + std::to_string(pairs.size()) +
        " pairs of segments.");
   const support::MaskOptions mask;
+  const support::MaskedBatch watched = support::masked_batch_of_step(
+      held_out, std::min(num_watched, o.recipe.batch), tokenizer, mask, wn::Rng(o.seed + 1), 0);
+  const Watch watch{watched_words(watched.batch, tokenizer), [&](const Model& m) {
+    return pretraining_step(m, watched, m.forward(watched.batch));
+  }};
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     const support::MaskedBatch batch =
         support::masked_batch_of_step(pairs, o.recipe.batch, tokenizer, mask, rng, step);
     return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step}));
-  });
+  }, watch);
   if (!is_finished) return 0;
 
   const wn::NoGrad no_graph;
@@ -383,7 +403,7 @@ int pretrain(const Options& o) {
   tell("On text it has not seen: " + hidden + " of the hidden words (always the most frequent " +
        "one: " + percent(double(most_frequent) / double(num_words)) + "), " + order +
        " of the orders (chance: 50 %), word loss " + support::fixed(mean["word_loss"], 3) + ".");
-  report(o, model, last, "A WideNet learns a language", "hidden words", "accuracy",
+  report(o, model, last, "A WideNet learns a language", "hidden words",
          {{"hidden words found", hidden}, {"orders found", order}});
   return 0;
 }
@@ -464,6 +484,20 @@ int classify(const Options& o) {
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
        std::to_string(training.size()) + " sentences in " + std::to_string(task.classes.size()) +
        " classes.");
+  // Test sentences, or where these have no labels, training sentences.
+  const bool has_labels = test_labels[0] >= 0;
+  const std::vector<support::Sequence>& source = has_labels ? test_inputs : inputs;
+  const std::size_t count = std::min({static_cast<std::size_t>(num_watched), source.size(),
+                                      static_cast<std::size_t>(o.recipe.batch)});
+  const wn::TokenBatch watched = support::batch_of(
+      {source.begin(), source.begin() + static_cast<wn::Index>(count)}, tokenizer.pad);
+  std::vector<std::int32_t> watched_labels;
+  for (std::size_t i = 0; i < count; ++i)
+    watched_labels.push_back(has_labels ? test_labels[i] : training[i].label);
+  const Watch watch{watched_words(watched, tokenizer), [&](const Model& m) {
+    const auto out = m.forward(watched);
+    return Step{wn::cross_entropy(m.class_logits(out.tokens), watched_labels), out, {}, 0};
+  }};
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> labels;
@@ -477,7 +511,7 @@ int classify(const Options& o) {
     const auto logits = m.class_logits(out.tokens);
     return Step{wn::cross_entropy(logits, labels), out,
                 {{"accuracy", wn::accuracy(logits, labels)}}, batch.B * batch.T};
-  });
+  }, watch);
   if (!is_finished) return 0;
 
   const Predicted predicted = predict(model, test_inputs, o.recipe.batch, tokenizer.pad);
@@ -504,7 +538,7 @@ int classify(const Options& o) {
   } else {
     tell(o.testing + " has no labels: see " + o.out + "/predictions.tsv.");
   }
-  report(o, model, predicted.last, "A WideNet judges sentences", "sentences", "accuracy", summary);
+  report(o, model, predicted.last, "A WideNet judges sentences", "sentences", summary);
   return 0;
 }
 
@@ -552,6 +586,22 @@ int answer(const Options& o) {
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
        std::to_string(training.questions.size()) + " questions in " +
        std::to_string(windows.size()) + " windows.");
+  std::vector<support::Sequence> watched_parts;
+  std::vector<std::int32_t> watched_places;
+  for (std::size_t q = 0; q < testing.questions.size(); ++q)
+    for (const support::SquadWindow& window :
+         support::squad_windows(testing, q, tokenizer, options)) {
+      if (static_cast<wn::Index>(watched_parts.size()) >= std::min(num_watched, o.recipe.batch))
+        break;
+      watched_parts.push_back(window.sequence);
+      watched_places.push_back(static_cast<std::int32_t>(window.answer_first));
+      watched_places.push_back(static_cast<std::int32_t>(window.answer_last));
+    }
+  const wn::TokenBatch watched = support::batch_of(watched_parts, tokenizer.pad);
+  const Watch watch{watched_words(watched, tokenizer), [&](const Model& m) {
+    const auto out = m.forward(watched);
+    return Step{span_loss(m.span_logits(out.tokens), watched_places), out, {}, 0};
+  }};
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> places;
@@ -564,7 +614,7 @@ int answer(const Options& o) {
     const wn::TokenBatch batch = support::batch_of(chosen, tokenizer.pad);
     const auto out = m.forward(batch, wn::Training{rng, step});
     return Step{span_loss(m.span_logits(out.tokens), places), out, {}, batch.B * batch.T};
-  });
+  }, watch);
   if (!is_finished) return 0;
 
   const wn::NoGrad no_graph;
@@ -594,7 +644,7 @@ int answer(const Options& o) {
   tell("Of " + std::to_string(scores.count) + " questions: exact match " + exact + ", F1 " + f1 +
        (may_be_impossible ? "; without an answer: " + support::fixed(scores.impossible_exact, 2)
                           : "") + ".");
-  report(o, model, last, "A WideNet answers questions", "questions", "",
+  report(o, model, last, "A WideNet answers questions", "questions",
          {{"F1", f1}, {"exact match", exact}});
   return 0;
 }

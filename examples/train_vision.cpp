@@ -4,14 +4,15 @@
 //   train_vision --preset widenet_b            WideNet-B at toy size on the bundled digits
 //   train_vision --preset vit_l --data cifar-10-batches-bin --flip --mixup
 //
-// Writes OUT/model.safetensors, OUT/metrics.jsonl and OUT/report.html. Ctrl-C saves and stops;
-// --resume goes on, to the same bits as if it had never stopped.
+// Writes model.safetensors, metrics.jsonl, routes.jsonl, result.json and report.html into OUT.
+// Ctrl-C saves and stops; --resume goes on, to the same bits as if it had never stopped.
 
 #include "support/images.hpp"
 #include "support/presets.hpp"
 #include "support/progress.hpp"
 #include "support/recipes.hpp"
 #include "support/run.hpp"
+#include "support/run_report.hpp"
 #include "support/vision_report.hpp"
 #include "widenet.hpp"
 
@@ -274,7 +275,7 @@ struct Trained {
 };
 
 Trained train(const Options& o, const wn::VisionModel<float>& model, const support::ImageSet& data,
-              const support::RunFiles& run) {
+              const support::ImageSet& testing, const support::RunFiles& run) {
   const wn::Rng rng(o.seed);
   const wn::VisionConfig& config = model.config();
   const support::VisionRecipe& r = o.recipe;
@@ -302,11 +303,22 @@ Trained train(const Options& o, const wn::VisionModel<float>& model, const suppo
   const auto save = [&](Index step) {
     wn::save_checkpoint(run.model(), model, *optimizer.base, {step, o.seed, {{"run", settings}}});
   };
+  const support::ImageBatch watched = support::evaluation_batch(
+      testing, 0, std::min({Index(16), r.batch / o.micro_batches, testing.count}),
+      config.image_height, config.image_width);
+  const support::RouteLog routes(
+      run, first_step, steps, config.encoder, model.parameters(), r.balance_weight,
+      support::watched_images(config, watched.images, watched.labels), [&] {
+        const auto out = model.forward(watched.images);
+        return support::Watched{wn::cross_entropy(out.logits, watched.labels), out.balance_loss,
+                                out.routings};
+      });
   support::JsonLinesFile metrics(run.metrics(), o.resume);
   const support::Interrupt interrupt;
   const auto start = std::chrono::steady_clock::now();
   support::ProgressLine progress(first_step, steps);
   for (Index step = first_step; step < steps; ++step) {
+    const support::JsonLine look = routes.before_step(step);
     const support::ImageBatch batch =
         support::training_batch(data, r.batch, r.augmentation, r.label_smoothing,
                                 config.image_height, config.image_width, rng, step);
@@ -321,11 +333,13 @@ Trained train(const Options& o, const wn::VisionModel<float>& model, const suppo
                       .add("balance_loss", did.balance_loss)
                       .add("dropped", did.dropped)
                       .add("accuracy", did.accuracy)
-                      .add("rate", schedule(step)));
+                      .add("rate", schedule(step))
+                      .add(look));
     progress.update(step + 1, did.loss, did.balance_loss, did.dropped,
                     r.batch * config.num_tokens());
     if (interrupt.requested() && step + 1 < steps) {
       save(step + 1);
+      routes.finish(step + 1);
       progress.note("Stopped after step " + std::to_string(step + 1) + " and saved " + run.model() +
                     "; go on with --resume.");
       result.is_finished = false;
@@ -336,6 +350,7 @@ Trained train(const Options& o, const wn::VisionModel<float>& model, const suppo
   result.seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   save(steps);
+  routes.finish(steps);
   return result;
 }
 
@@ -354,37 +369,26 @@ support::Evaluation evaluate(const wn::VisionModel<float>& model, const support:
 }
 
 void write_report(const support::RunFiles& run, const Options& o, const Trained& trained,
-                  const support::Evaluation& result) {
-  const wn::VisionConfig& config = trained.model.config();
-  const char* const part = o.held_out > 0 ? "validation" : "test";
-  support::Report report;
-  report.title = name_of(o);
-  report.subtitle = "Trained on " + o.data + " with the recipe \"" + o.recipe.name + "\".";
-  report.images_title = "Test images";
-  report.summary = {{std::string(part) + " accuracy", support::percent(result.accuracy(), 2)},
-                    {"images tested", std::to_string(result.num_images())},
+                  const support::Evaluation& evaluation) {
+  support::RunResult result;
+  result.title = name_of(o);
+  result.subtitle = "Trained on " + o.data + " with the recipe \"" + o.recipe.name + "\".";
+  result.tested = o.held_out > 0 ? "validation" : "test";
+  result.summary = {{result.tested + " accuracy", support::percent(evaluation.accuracy(), 2)},
+                    {"images tested", std::to_string(evaluation.num_images())},
                     {"parameters", support::grouped(double(trained.model.num_parameters()))}};
   if (!o.resume)
-    report.summary.push_back({"training time", support::fixed(trained.seconds, 0) + " s"});
-  report.configuration = support::settings_of(config);
-  const support::NamedValues more = {{"steps", std::to_string(trained.steps)},
-                                     {"batch", std::to_string(o.recipe.batch)},
-                                     {"micro-batches", std::to_string(o.micro_batches)},
-                                     {"optimiser", o.optimizer},
-                                     {"learning rate", support::json(o.recipe.learning_rate)},
-                                     {"weight decay", support::json(o.recipe.weight_decay)},
-                                     {"seed", std::to_string(o.seed)}};
-  report.configuration.insert(report.configuration.end(), more.begin(), more.end());
-  const std::string metrics = run.metrics();
-  report.loss = {support::noisy_series(metrics, "loss", "training", 0)};
-  report.accuracy = {support::noisy_series(metrics, "accuracy", "training", 0),
-                     {part, {double(trained.steps)}, {result.accuracy()}, 3, false}};
-  if (config.encoder.experts > 0) {
-    report.balance_loss = {support::noisy_series(metrics, "balance_loss", "training", 1)};
-    report.dropped = {support::noisy_series(metrics, "dropped", "training", 2)};
-  }
-  result.add_to(report, config);
-  support::write_report(run.report(), report);
+    result.summary.push_back({"training time", support::fixed(trained.seconds, 0) + " s"});
+  result.settings = {{"steps", std::to_string(trained.steps)},
+                     {"batch", std::to_string(o.recipe.batch)},
+                     {"micro-batches", std::to_string(o.micro_batches)},
+                     {"optimiser", o.optimizer},
+                     {"learning rate", support::json(o.recipe.learning_rate)},
+                     {"weight decay", support::json(o.recipe.weight_decay)},
+                     {"seed", std::to_string(o.seed)}};
+  evaluation.add_to(result);
+  support::write_result(run.result(), result);
+  support::write_run_report(run);
 }
 
 int run(const Options& o) {
@@ -400,7 +404,7 @@ int run(const Options& o) {
             << training.count << " images of " << training.classes << " classes." << std::endl;
   const support::RunFiles files{o.out};
   std::filesystem::create_directories(files.folder);
-  const Trained trained = train(o, model, training, files);
+  const Trained trained = train(o, model, training, testing, files);
   if (!trained.is_finished) return 0;
   const support::Evaluation result = evaluate(trained.model, testing);
   write_report(files, o, trained, result);

@@ -326,18 +326,16 @@ Report small_report() {
   report.subtitle = "<script>alert(1)</script>";
   report.summary = {{"Test <accuracy>", "98 %"}};
   report.configuration = {{"path", "a<b>&c"}};
-  report.loss = {{"<train>", {1, 2, 3, 4}, {2, std::nan(""), 1.5, 1}, 0, true}};
-  report.accuracy = {{"validation", {2, 4}, {0.5, 0.975}}, {"training", {2, 4}, {0.5, 0.98}, 2}};
-  report.balance_loss = {{"training", {1, 2, 3, 4}, {2.5, 2.4, 2.3, 2.2}, 1}};
-  report.dropped = {{"training", {1}, {0.1}, 3}};
-  report.load = {{0.5, 0.3, 0.2}, {0.25, 0.35, 0.4}};
-  report.dropped_per_block = {0.05, 0.0125};
-  report.confusion = {{30, 1}, {0, 28}};
-  Digit right{2, 2, {0, 16, 8, 0}, 16, 0, 0, 0.97}, wrong = right;
-  wrong.prediction = 1;
-  wrong.patch = 1;
-  wrong.expert = {0, 2, -1, 1};
-  report.digits = {right, wrong};
+  const LineChart loss{"Loss", "step", "loss",
+                       {{"<train>", {1, 2, 3, 4}, {2, std::nan(""), 1.5, 1}, 0, true}}};
+  const LineChart accuracy{"Accuracy", "step", "accuracy",
+                           {{"validation", {2, 4}, {0.5, 0.975}},
+                            {"training", {2, 4}, {0.5, 0.98}, 2}}, true};
+  report.sections = {{"Curves & more", figure("Loss", "It falls.", "", line_chart(loss)) +
+                                           figure("Accuracy", "", "", line_chart(accuracy))},
+                     {"Empty", ""},
+                     {"Bars", figure("Bars", "", "<i>x</i>",
+                                     bar_chart("Bars", {"a", "b"}, {0.05, 0.0125}))}};
   return report;
 }
 
@@ -380,6 +378,7 @@ TEST_SUITE("support: report") {
   TEST_CASE("the page is well-formed and escapes its text") {
     const std::string html = report_html(small_report());
     CHECK(unbalanced_tag(html) == "");
+    CHECK(count(html, "<h2>Curves &amp; more</h2>") == 1);
     CHECK(count(html, "<h1>A &lt;b&gt;title&lt;/b&gt; &amp; &quot;more&quot;</h1>") == 1);
     CHECK(count(html, "&lt;script&gt;alert(1)&lt;/script&gt;") == 1);
     CHECK(count(html, "Test &lt;accuracy&gt;") == 1);
@@ -391,29 +390,27 @@ TEST_SUITE("support: report") {
     CHECK(unbalanced_tag("<p class=\"a></p>") != "");
   }
 
-  TEST_CASE("the page loads nothing and runs nothing") {
+  TEST_CASE("the page loads nothing, and runs nothing but its own script") {
     const std::string html = report_html(small_report());
-    for (const char* part : {"http://", "https://", "src=", "href=", "url(", "@import", "<script",
-                             "<link", "onclick", "nan\"", "inf\"", "none\""})
+    for (const char* part : {"http://", "https://", "src=", "href=", "url(", "@import", "<link",
+                             "onclick", "nan\"", "inf\"", "none\""})
       CHECK_MESSAGE(count(html, part) == 0, part);
     CHECK(count(html, "default-src 'none'") == 1);
+    CHECK(count(html, std::string("script-src '") + script_digest + "'") == 1);
+    CHECK(count(html, "<script>") == 1);
+    CHECK(count(html, "<noscript>") == 1);
+    CHECK(count(script(), "<") + count(script(), "&") == 0);  // or it would be no XML
   }
 
   TEST_CASE("every drawing has a name, a description and its numbers") {
     const std::string html = report_html(small_report());
-    const std::size_t num_charts = 4 + 2 + 1, num_pictures = 2 + 1;  // one digit shows its experts
-    CHECK(count(html, "<svg ") == num_charts + num_pictures);
-    CHECK(count(html, "role=\"img\" aria-label=\"") == num_charts + num_pictures);
-    CHECK(count(html, "<desc>") == num_charts + num_pictures);
-    CHECK(count(html, "<details>") == num_charts);
-    CHECK(count(html, "A handwritten 0, read as 1 with 97.0\u202f%; experts patch by patch: 0 2 "
-                      "none 1</desc>") == 1);
+    CHECK(count(html, "<svg ") == 3);
+    CHECK(count(html, "role=\"img\" aria-label=\"") == 3);
+    CHECK(count(html, "<desc>") == 3);
+    CHECK(count(html, "<details>") == 3);
     CHECK(count(html, "validation goes from 50.0\u202f% to 97.5\u202f%.") == 2);
-    CHECK(count(html, "The busiest is expert 0 in block 0 with 50.0\u202f%, the idlest expert 2 in "
-                      "block 0 with 20.0\u202f%; perfect balance is 33.3\u202f%.") == 3);
-    CHECK(count(html, "58 of 59 are read right.") == 3);
-    CHECK(count(html, "<li class=\"miss\">") == 2);
-    CHECK(count(html, "<span>is a 0</span>") == 2);
+    CHECK(count(html, "<h3>Loss</h3><p>It falls.</p>") == 1);
+    CHECK(count(html, "<p class=\"equation\"><i>x</i></p>") == 1);
   }
 
   TEST_CASE("a curve has its points where the axes say") {
@@ -466,34 +463,23 @@ TEST_SUITE("support: report") {
     CHECK(count(svg, "class=\"inside\">y<") == 1);
   }
 
-  TEST_CASE("a picture has its ink where the pixels are") {
-    const Digit digit{1, 3, {0, 16, 8}, 16, 0, 0, 1};
-    CHECK(svg_pixels(digit) ==
-          "<g class=\"pixels\" shape-rendering=\"crispEdges\">"
-          "<path fill-opacity=\"0.50\" d=\"M2 0h1v1h-1z\"/>"
-          "<path fill-opacity=\"1.00\" d=\"M1 0h1v1h-1z\"/></g>");
-  }
-
   TEST_CASE("what is empty is left out") {
     const std::string html = report_html({});
     CHECK(unbalanced_tag(html) == "");
     CHECK(count(html, "<section") + count(html, "<figure") + count(html, "<dl") == 0);
-    Report report;
-    report.loss = {{"train", {1}, {std::nan("")}}};
-    CHECK(count(report_html(report), "No finite values.") == 1);
+    CHECK(count(report_html(small_report()), "<section") == 3);  // Settings is one
+    CHECK(line_chart({"Loss", "step", "loss", {{"train", {1}, {std::nan("")}}}}) ==
+          "<p class=\"empty\">No finite values.</p>");
   }
 
   TEST_CASE("names what does not fit together") {
     CHECK(error_of([] { line_chart({"Loss", "step", "loss", {{"train", {1, 2}, {1}}}}); }) ==
           "widenet: line_chart: x and y of \"train\" must be equally long; got 2, 1");
-    Report report;
-    report.load = {{0.5, 0.5}, {1}};
-    CHECK(error_of([&] { report_html(report); }) ==
-          "widenet: heat_map: row 1 of \"Load per block and expert\" must have 2 cells; got 1");
+    CHECK(error_of([] {
+            heat_map({"Map", "", "row", "column", {"a"}, {"0", "1"}, {{{"x", "above", 1}}}});
+          }) == "widenet: heat_map: row 0 of \"Map\" must have 2 cells; got 1");
     CHECK(error_of([] { bar_chart("", {"a", "b"}, {1}); }) ==
           "widenet: bar_chart: there must be 2 fractions, one per name; got 1");
-    CHECK(error_of([] { image_grid({Digit{2, 2, {1, 2, 3}, 16, 0, 0, 1}}); }) ==
-          "widenet: image_grid: an image must have 2 x 2 pixels; got 3");
     const Folder folder;
     const std::string impossible = (folder.path / "none" / "report.html").string();
     CHECK(error_of([&] { write_report(impossible, {}); }) ==

@@ -23,6 +23,7 @@
 #include <sstream>      // istringstream, ostringstream
 #include <string>       // string
 #include <type_traits>  // enable_if_t, is_arithmetic_v
+#include <utility>      // pair
 #include <vector>       // vector
 
 namespace widenet::support {
@@ -151,6 +152,9 @@ inline std::string json(const std::string& text) {
 }
 inline std::string json(const char* text) { return json(std::string(text)); }
 
+template <class A, class B> std::string json(const std::pair<A, B>& values) {
+  return "[" + json(values.first) + ", " + json(values.second) + "]";
+}
 template <class T> std::string json(const std::vector<T>& values) {
   std::string result = "[";
   for (std::size_t i = 0; i < values.size(); ++i) result += (i ? ", " : "") + json(values[i]);
@@ -165,11 +169,17 @@ class JsonLine {
     members_ += (members_.empty() ? "" : ", ") + json(name) + ": " + json(value);
     return *this;
   }
+  /// All members of another line, after those that are there.
+  JsonLine& add(const JsonLine& other) {
+    if (!other.members_.empty()) members_ += (members_.empty() ? "" : ", ") + other.members_;
+    return *this;
+  }
   std::string text() const { return '{' + members_ + '}'; }
 
  private:
   std::string members_;
 };
+inline std::string json(const JsonLine& line) { return line.text(); }
 
 /// Writes one JSON object per line and flushes it, so that a run that dies leaves whole lines.
 class JsonLinesFile {

@@ -1,8 +1,9 @@
 // report.hpp - one self-contained HTML page about a training run, and the plots it is made of.
 //
-// The page loads nothing and runs no script; its figures are SVG that this file draws. Colours come
-// from the style sheet, so that one drawing serves light and dark. Every figure says in a sentence
-// what to see, can be read aloud (title and description), and has its numbers in a table.
+// The page loads nothing; its figures are SVG that this file draws, and all of it can be read
+// without scripts: the only one saves figures as files. Colours come from the style sheet, so that
+// one drawing serves light and dark. Every figure says in a sentence what to see, can be read aloud
+// (title and description), and has its numbers in a table.
 //
 // Text is escaped here. Only arguments named ..._html hold markup.
 //
@@ -15,11 +16,9 @@
 
 #include <algorithm>  // clamp, max, min, sort
 #include <cmath>      // ceil, floor, isfinite, isnan, log10, pow
-#include <cstdint>    // uint8_t
 #include <fstream>    // ofstream
 #include <limits>     // numeric_limits
 #include <locale>     // locale
-#include <numeric>    // accumulate
 #include <sstream>    // ostringstream
 #include <string>     // string
 #include <utility>    // pair
@@ -368,99 +367,9 @@ inline std::string bar_chart(const std::string& title, const std::vector<std::st
          "</svg>\n" + number_table(table);
 }
 
-// IMAGES ------------------------------------------------------------------------------------------
-
-struct Digit {
-  Index rows = 0, columns = 0;
-  std::vector<std::uint8_t> pixels = {};  // (rows, columns)
-  int largest = 255;                      // of full ink: 16 in data/digits, 255 in MNIST
-  int label = 0, prediction = 0;
-  double probability = 0;  // of the prediction
-  Index patch = 0;         // its side in pixels
-  std::vector<int> expert = {};  // first choice of each patch, row by row, -1 if dropped, or empty
-};
-
-/// The picture of a digit. Pixels of one grey level (of at most 32) are one path.
-inline std::string svg_pixels(const Digit& digit) {
-  require<ShapeError>(static_cast<Index>(digit.pixels.size()) == digit.rows * digit.columns,
-                      "image_grid: an image must have ", digit.rows, " x ", digit.columns,
-                      " pixels; got ", digit.pixels.size());
-  const int num_levels = std::min(32, digit.largest);
-  std::vector<std::string> paths(static_cast<std::size_t>(num_levels) + 1);
-  for (Index i = 0; i < digit.rows * digit.columns; ++i) {
-    const int ink = std::min<int>(digit.pixels[static_cast<std::size_t>(i)], digit.largest);
-    paths[static_cast<std::size_t>((ink * num_levels + digit.largest / 2) / digit.largest)] +=
-        "M" + std::to_string(i % digit.columns) + " " + std::to_string(i / digit.columns) +
-        "h1v1h-1z";
-  }
-  std::string drawing;
-  for (std::size_t level = 1; level < paths.size(); ++level)
-    if (!paths[level].empty())
-      drawing += "<path fill-opacity=\"" + fixed(static_cast<double>(level) / num_levels, 2) +
-                 "\" d=\"" + paths[level] + "\"/>";
-  return "<g class=\"pixels\" shape-rendering=\"crispEdges\">" + drawing + "</g>";
-}
-
-/// Expert e's tint over each of its patches, and its number: hues go round the circle.
-inline std::string svg_routing(const Digit& digit, Index num_experts) {
-  const double side = static_cast<double>(digit.patch);
-  std::string drawing;
-  for (std::size_t i = 0; i < digit.expert.size(); ++i) {
-    const Index per_row = digit.columns / digit.patch, p = static_cast<Index>(i);
-    const double x = side * static_cast<double>(p % per_row);
-    const double y = side * static_cast<double>(p / per_row);
-    const int e = digit.expert[i];
-    const Index hue = (215 + 360 * e / std::max<Index>(1, num_experts)) % 360;
-    if (e >= 0)
-      drawing += svg_rect(x, y, side, side,
-                          "class=\"tint\" style=\"fill:hsl(" + std::to_string(hue) + " 60% 50%)\"");
-    drawing += svg_text(x + 0.1 * side, y + 0.42 * side,
-                        "class=\"expert\" style=\"font-size:" + fixed(0.4 * side, 2) + "px\"",
-                        e < 0 ? "\u00d7" : std::to_string(e));
-  }
-  return drawing;
-}
-
-/// Digits with what the model read. With num_experts > 0 each shows the expert of each patch.
-inline std::string image_grid(const std::vector<Digit>& digits, Index num_experts = 0) {
-  std::string html = "<ul class=\"digits\">";
-  for (const Digit& digit : digits) {
-    const bool is_wrong = digit.prediction != digit.label;
-    const std::string label = std::to_string(digit.label), read = std::to_string(digit.prediction);
-    std::string description = "A handwritten " + label + ", read as " + read + " with " +
-                              percent(digit.probability);
-    if (num_experts > 0) {
-      description += "; experts patch by patch:";
-      for (const int e : digit.expert) description += e < 0 ? " none" : " " + std::to_string(e);
-    }
-    html += std::string("<li") + (is_wrong ? " class=\"miss\"" : "") + ">" +
-            svg_begin(static_cast<double>(digit.columns), static_cast<double>(digit.rows),
-                      "Digit " + label, description) + svg_pixels(digit) +
-            (num_experts > 0 ? svg_routing(digit, num_experts) : "") + "</svg><p><b>" + read +
-            "</b> " + percent(digit.probability) +
-            (is_wrong ? "<br><span>is a " + label + "</span>" : "") + "</p></li>\n";
-  }
-  return html + "</ul>";
-}
-
-// THE REPORT --------------------------------------------------------------------------------------
+// THE PAGE ----------------------------------------------------------------------------------------
 
 using NamedValues = std::vector<std::pair<std::string, std::string>>;
-
-/// What the page shows. A part that is left empty is left out.
-struct Report {
-  std::string title, subtitle;
-  std::string examples = "images";  // what the model reads
-  NamedValues summary;        // a few figures, the most important first
-  NamedValues configuration;  // all settings
-  std::vector<Series> loss, accuracy, balance_loss, dropped;  // against the step; 1 is 100 %
-  std::vector<std::vector<double>> load;  // [block][expert]: fraction of the block's choices
-  std::vector<double> dropped_per_block;  // fraction of the block's choices
-  std::vector<std::vector<Index>> confusion;  // [label][prediction]: counts
-  std::vector<Digit> digits;                  // some test images, in the order of showing
-  Index routing_block = 0;                    // the block of Digit::expert
-  std::string images_title = "Test digits";
-};
 
 inline std::vector<std::string> numbered(const std::string& prefix, std::size_t n) {
   std::vector<std::string> names;
@@ -468,75 +377,33 @@ inline std::vector<std::string> numbered(const std::string& prefix, std::size_t 
   return names;
 }
 
-inline std::string load_figure(const std::vector<std::vector<double>>& load) {
-  const std::size_t E = load[0].size();
-  require<ShapeError>(E > 0, "load_figure: load must be (L, E) with E >= 1; got E = 0");
-  const double fair = 1.0 / static_cast<double>(E);
-  HeatMap map{"Load per block and expert", "", "block", "expert", numbered("", load.size()),
-              numbered("", E), {}};
-  std::size_t most_block = 0, most = 0, least_block = 0, least = 0;
-  for (std::size_t b = 0; b < load.size(); ++b) {
-    map.cells.emplace_back();
-    for (std::size_t e = 0; e < load[b].size(); ++e) {
-      const double share = load[b][e];
-      if (share > load[most_block][most]) most_block = b, most = e;
-      if (share < load[least_block][least]) least_block = b, least = e;
-      const double excess = share / fair - 1;  // -1 idle, 0 balanced, 1 twice its share
-      map.cells.back().push_back({fixed(100 * share, 1), excess > 0 ? "above" : "below",
-                                  std::fabs(excess)});
-    }
-  }
-  map.description = "The busiest is expert " + std::to_string(most) + " in block " +
-                    std::to_string(most_block) + " with " + percent(load[most_block][most]) +
-                    ", the idlest expert " + std::to_string(least) + " in block " +
-                    std::to_string(least_block) + " with " + percent(load[least_block][least]) +
-                    "; perfect balance is " + percent(fair) + ".";
-  const std::string key =
-      "<p class=\"key\" aria-hidden=\"true\"><span>0</span><i></i><span>" + percent(fair) +
-      "<br>perfect balance</span><i></i><span>" + percent(2 * fair) + "</span></p>";
-  return figure("Load per block and expert",
-                "Percent of a block's choices that the router sends to each expert, before any is "
-                "dropped. A pale row is balanced. " + map.description,
-                "<i>m<sub>e</sub></i> = choices of expert <i>e</i> / (<i>K N</i>)",
-                key + heat_map(map));
-}
-
-inline std::string confusion_figure(const std::vector<std::vector<Index>>& counts) {
-  HeatMap map{"Confusion matrix", "", "digit", "read as", numbered("", counts.size()),
-              numbered("", counts[0].size()), {}};
-  Index right = 0, all = 0;
-  for (std::size_t r = 0; r < counts.size(); ++r) {
-    const Index row = std::accumulate(counts[r].begin(), counts[r].end(), Index(0));
-    map.cells.emplace_back();
-    for (std::size_t c = 0; c < counts[r].size(); ++c) {
-      const double share = static_cast<double>(counts[r][c]) /
-                           static_cast<double>(std::max<Index>(1, row));
-      // One mistake must be seen, so wrong cells start at a visible strength.
-      map.cells.back().push_back({counts[r][c] ? std::to_string(counts[r][c]) : "",
-                                  r == c ? "above" : "wrong",
-                                  r == c ? 0.75 * share : counts[r][c] ? 0.35 + 2 * share : 0});
-      if (r == c) right += counts[r][c];
-    }
-    all += row;
-  }
-  map.description = grouped(static_cast<double>(right)) + " of " +
-                    grouped(static_cast<double>(all)) + " are read right.";
-  return figure("What is taken for what",
-                "Rows are the digits that were written, columns what the model reads; mistakes "
-                "stand off the diagonal. " + map.description, "", heat_map(map));
-}
+/// What the page shows. A part that is left empty is left out.
+struct Report {
+  struct Section {
+    std::string heading, html;
+  };
+  std::string title, subtitle;
+  NamedValues summary;                 // a few figures, the most important first
+  std::vector<Section> sections = {};  // each with figures
+  NamedValues configuration = {};      // all settings
+  std::string style = {};              // what the sections need besides style_sheet()
+};
 
 inline const char* style_sheet();
+inline const char* script();
+/// The digest of script(), the only one that the page allows; tests/tools/check_report.sh says what
+/// it must be.
+constexpr const char* script_digest = "sha256-uLbGOfZwjVghxWY+DczymAn75j5vycioTnS23rRQMhg=";
 
-/// The page. Figures without data are left out.
+/// The page: well-formed XML, too.
 inline std::string report_html(const Report& report) {
   std::string html =
-      "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-      "<meta http-equiv=\"Content-Security-Policy\" "
-      "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-      "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
-      escape_html(report.title) + "</title>\n<style>" + style_sheet() +
+      "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n"
+      "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+      "style-src 'unsafe-inline'; img-src data:; script-src '" + std::string(script_digest) +
+      "'\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n<title>" +
+      escape_html(report.title) + "</title>\n<style>" + style_sheet() + report.style +
       "</style></head>\n<body><main>\n<header><h1>" + escape_html(report.title) + "</h1><p>" +
       escape_html(report.subtitle) + "</p></header>\n";
   const auto list = [&html](const char* name, const NamedValues& values) {
@@ -545,79 +412,19 @@ inline std::string report_html(const Report& report) {
       html += "<div><dt>" + escape_html(key) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
     html += "</dl>\n";
   };
-  const auto section = [&html](const char* heading, const std::string& figures_html) {
-    if (!figures_html.empty())
-      html += std::string("<section><h2>") + heading + "</h2><div class=\"figures\">\n" +
-              figures_html + "</div></section>\n";
-  };
   if (!report.summary.empty()) list("summary", report.summary);
-
-  std::string figures;
-  if (!report.loss.empty())
-    figures += figure("Loss", "How surprised the model is by the right answers: the first term of "
-                      "what it minimises. Faint: every step; bold: the mean around it.",
-                      "<i>L</i> = &minus;&sum;<sub><i>c</i></sub> <i>q<sub>c</sub></i> log "
-                      "<i>p<sub>c</sub></i> + <i>&lambda;</i> &middot; balance loss",
-                      line_chart({"Loss", "step", "cross entropy", report.loss}));
-  if (!report.accuracy.empty())
-    figures += figure("Accuracy", "Share of " + report.examples + " read right: of the "
-                      "batches while they are learned, and of " + report.examples +
-                      " never seen, after that.", "",
-                      line_chart({"Accuracy", "step", "accuracy", report.accuracy, true}));
-  if (!report.balance_loss.empty()) {
-    LineChart chart{"Balance loss", "step", "sum over blocks", report.balance_loss};
-    chart.reference = report.load.empty() ? chart.reference
-                                          : static_cast<double>(report.load.size());
-    chart.reference_name = "perfect balance";
-    figures += figure("Balance loss", "Each block adds 1 when its experts share the work evenly, "
-                      "and up to the number of experts when one does it all.",
-                      "<i>E</i> &middot; &sum;<sub><i>e</i></sub> <i>m<sub>e</sub></i> "
-                      "<i>P<sub>e</sub></i>, summed over the blocks", line_chart(chart));
-  }
-  if (!report.dropped.empty())
-    figures += figure("Dropped choices", "Share of all choices that found their expert full while "
-                      "training.", "",
-                      line_chart({"Dropped choices", "step", "dropped", report.dropped, true}));
-  section("How it learned", figures);
-
-  figures.clear();
-  if (!report.load.empty()) figures += load_figure(report.load);
-  if (!report.dropped_per_block.empty())
-    figures += figure("Dropped choices per block", "Choices whose expert had no free slot. Such a "
-                      "token keeps what it was, through the residual.",
-                      "<i>C</i> = max(1, &lfloor;factor &middot; <i>K N</i> / <i>E</i>&rfloor;) "
-                      "slots per expert",
-                      bar_chart("Dropped choices per block",
-                                numbered("block ", report.dropped_per_block.size()),
-                                report.dropped_per_block));
-  section("Who does the work", figures);
-
-  figures.clear();
-  if (!report.confusion.empty()) figures += confusion_figure(report.confusion);
-  if (!report.digits.empty())
-    figures += figure(report.images_title, "What the model reads in each image and how sure it is; "
-                      "mistakes are framed.", "", image_grid(report.digits));
-  section("What it reads", figures);
-
-  std::vector<Digit> routed;
-  for (const Digit& digit : report.digits)
-    if (!digit.expert.empty() && digit.patch > 0) routed.push_back(digit);
-  if (!routed.empty())
-    section("Who reads which patch",
-            figure("Experts in block " + std::to_string(report.routing_block), "Each image is cut "
-                   "into patches, one token each. Colour and number tell the expert that the "
-                   "router ranks first; \u00d7 is a choice that was dropped.",
-                   "<i>p</i> = softmax(<i>x W</i>), &nbsp; expert = argmax<sub><i>e</i></sub> "
-                   "<i>p<sub>e</sub></i>",
-                   image_grid(routed, report.load.empty()
-                                          ? 8 : static_cast<Index>(report.load[0].size())),
-                   "wide"));
+  for (const Report::Section& section : report.sections)
+    if (!section.html.empty())
+      html += "<section><h2>" + escape_html(section.heading) + "</h2><div class=\"figures\">\n" +
+              section.html + "</div></section>\n";
   if (!report.configuration.empty()) {
     html += "<section><h2>Settings</h2>";
     list("settings", report.configuration);
     html += "</section>\n";
   }
-  return html + "</main></body></html>\n";
+  return html + "<noscript><p class=\"empty\">Everything on this page can be read without scripts; "
+         "with scripts on, each figure can also be saved as SVG.</p></noscript></main>\n<script>" +
+         script() + "</script></body></html>\n";
 }
 
 /// Writes the page to a file.
@@ -627,6 +434,91 @@ inline void write_report(const std::string& path, const Report& report) {
   std::ofstream file(path, std::ios::binary);
   file << report_html(report) << std::flush;
   require<IoError>(file.good(), "write_report: ", path, ": must be writable; got: a failed write");
+}
+
+/// Puts a link under each figure that saves it as one SVG file, as it is seen: its drawings, the
+/// texts and coloured boxes beside them. The script holds no < and no &, which XML would not have.
+inline const char* script() {
+  return R"js(
+'use strict';
+var kept = ['fill', 'fill-opacity', 'stroke', 'stroke-width', 'stroke-opacity', 'stroke-dasharray',
+  'stroke-linejoin', 'stroke-linecap', 'paint-order', 'opacity', 'font-family', 'font-size',
+  'font-weight', 'shape-rendering', 'image-rendering'];
+function coloured(from) {
+  var copy = from.cloneNode(true), copies = copy.querySelectorAll('*');
+  function dress(source, target) {
+    var style = getComputedStyle(source);
+    kept.forEach(function (name) { target.style.setProperty(name, style.getPropertyValue(name)); });
+    target.removeAttribute('class');
+  }
+  dress(from, copy);
+  from.querySelectorAll('*').forEach(function (element, i) { dress(element, copies[i]); });
+  return copy;
+}
+function drawing(figure) {
+  var space = document.querySelector('svg').namespaceURI;
+  var whole = document.createElementNS(space, 'svg'), style = getComputedStyle(figure);
+  var caption = figure.querySelector('figcaption').getBoundingClientRect();
+  var frame = figure.getBoundingClientRect(), left = frame.left, top = caption.bottom - 8;
+  var bottom = top;
+  function put(parent, name, attributes, text) {
+    var element = document.createElementNS(space, name);
+    Object.keys(attributes).forEach(function (key) { element.setAttribute(key, attributes[key]); });
+    if (text) { element.textContent = text; }
+    return parent.appendChild(element);
+  }
+  put(whole, 'title', {}, figure.querySelector('h3').textContent);
+  var paper = put(whole, 'rect', {fill: style.backgroundColor});
+  function visit(node) {
+    if (node.nodeType === 3) {
+      var range = document.createRange();
+      range.selectNodeContents(node);
+      var line = range.getBoundingClientRect(), look = getComputedStyle(node.parentNode);
+      if (line.width === 0 || node.data.trim() === '') { return; }
+      put(whole, 'text', {x: line.left - left, y: line.bottom - top - 0.25 * line.height,
+        fill: look.color, 'font-family': look.fontFamily, 'font-size': look.fontSize,
+        'font-weight': look.fontWeight}, node.data.trim());
+      return;
+    }
+    if (node.nodeType !== 1 || node.matches('figcaption, details, input, .save')) { return; }
+    var box = node.getBoundingClientRect(), seen = getComputedStyle(node);
+    if (box.width * box.height === 0) { return; }
+    bottom = Math.max(bottom, box.bottom);
+    var place = {x: box.left - left, y: box.top - top, width: box.width, height: box.height};
+    if (node.namespaceURI === space) {
+      var copy = whole.appendChild(coloured(node));
+      Object.keys(place).forEach(function (key) { copy.setAttribute(key, place[key]); });
+      copy.style.overflow = 'visible';
+      return;
+    }
+    if (seen.backgroundColor !== 'rgba(0, 0, 0, 0)') {
+      put(whole, 'rect', Object.assign({fill: seen.backgroundColor, rx: 4}, place));
+    }
+    node.childNodes.forEach(visit);
+  }
+  figure.childNodes.forEach(visit);
+  var size = {width: frame.width, height: bottom - top + 16};
+  Object.keys(size).forEach(function (key) {
+    whole.setAttribute(key, size[key]);
+    paper.setAttribute(key, size[key]);
+  });
+  whole.setAttribute('viewBox', '0 0 ' + size.width + ' ' + size.height);
+  return new XMLSerializer().serializeToString(whole);
+}
+document.querySelectorAll('figure').forEach(function (figure) {
+  var name = figure.querySelector('h3').textContent, link = document.createElement('a');
+  link.className = 'save';
+  link.textContent = 'Save as SVG';
+  link.setAttribute('aria-label', 'Save as SVG: ' + name);
+  link.download = name.toLowerCase().replace(/[^a-z0-9]+/g, '-').slice(0, 60) + '.svg';
+  link.href = '#';
+  link.addEventListener('click', function () {
+    if (link.href.startsWith('blob:')) { URL.revokeObjectURL(link.href); }
+    link.href = URL.createObjectURL(new Blob([drawing(figure)], {type: 'image/svg+xml'}));
+  });
+  figure.appendChild(link);
+});
+)js";
 }
 
 inline const char* style_sheet() {
@@ -674,19 +566,12 @@ line-height:1.3;margin-bottom:14px;text-align:center}
 .key i{flex:1;height:10px;margin-top:4px;border-radius:3px;
 background:linear-gradient(90deg,var(--s1),var(--cell))}
 .key i+span+i{background:linear-gradient(90deg,var(--cell),var(--s0))}
-.digits{list-style:none;padding:0;display:grid;gap:16px 14px;
-grid-template-columns:repeat(auto-fill,minmax(64px,1fr))}
-.wide .digits{grid-template-columns:repeat(auto-fill,minmax(124px,1fr))}
-.digits svg{background:var(--cell);border-radius:6px;overflow:hidden}
-.digits p{font-size:13.5px;line-height:1.35;color:var(--quiet);margin-top:5px}
-.digits b{color:var(--ink);font-size:15px}
-.miss svg{outline:2px solid var(--wrong);outline-offset:1px}.miss b,.miss span{color:var(--wrong)}
-.wide .pixels{opacity:.85}.tint{fill-opacity:.28;stroke:var(--card);stroke-width:.1}
-.expert{font-weight:650;paint-order:stroke;stroke:var(--card);stroke-width:.16;
-stroke-linejoin:round;stroke-opacity:.85}
+.wide{grid-column:1/-1}.empty{color:var(--quiet)}noscript p{margin-top:40px;font-size:14.5px}
+.save{color:var(--quiet);font-size:14px;padding-top:10px;width:fit-content}
 details{font-size:14px;color:var(--quiet);margin-top:auto;padding-top:12px}
 summary{cursor:pointer;width:fit-content}
-summary:focus-visible{outline:2px solid var(--s0);outline-offset:3px;border-radius:3px}
+summary:focus-visible,a:focus-visible{outline:2px solid var(--s0);outline-offset:3px;
+border-radius:3px}
 .scroll{overflow-x:auto;margin-top:8px}
 table{border-collapse:collapse;color:var(--ink)}
 th,td{padding:3px 12px 3px 0;text-align:right;font-weight:400;border-bottom:1px solid var(--line)}
@@ -699,7 +584,7 @@ border-bottom:1px solid var(--line)}
 @media (max-width:560px){main{padding:32px 16px 64px}h1{font-size:27px}header p{font-size:16px}
 h2{margin-top:40px}figure{padding:16px}.figures svg{font-size:16.5px}.summary dd{font-size:22px}
 .summary{grid-template-columns:1fr 1fr;gap:14px 20px}}
-@media print{body{background:none}figure{break-inside:avoid}details{display:none}}
+@media print{body{background:none}figure{break-inside:avoid}details,.save{display:none}}
 )css";
 }
 

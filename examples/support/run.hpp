@@ -164,6 +164,8 @@ struct RunFiles {
   std::string folder;
   std::string model() const { return folder + "/model.safetensors"; }
   std::string metrics() const { return folder + "/metrics.jsonl"; }
+  std::string routes() const { return folder + "/routes.jsonl"; }
+  std::string result() const { return folder + "/result.json"; }
   std::string report() const { return folder + "/report.html"; }
 };
 

@@ -1,20 +1,15 @@
-// vision_report.hpp - what a page about a vision model shows of its test images, routings and
-// settings.
+// vision_report.hpp - what a run with a vision model records of its test images.
 //
 // SPDX-License-Identifier: MIT
 
 #ifndef WIDENET_EXAMPLES_SUPPORT_VISION_REPORT_HPP
 #define WIDENET_EXAMPLES_SUPPORT_VISION_REPORT_HPP
 
-#include "support/report.hpp"
-#include "support/run.hpp"
+#include "support/run_record.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // max
-#include <cmath>      // lround
-#include <cstdint>    // int32_t, uint8_t
-#include <string>     // string
-#include <vector>     // vector
+#include <cstdint>  // int32_t
+#include <vector>   // vector
 
 namespace widenet::support {
 
@@ -26,11 +21,19 @@ double mean_dropped(const std::vector<Routing<T>>& routings) {
   return dropped;
 }
 
-/// One curve of metrics.jsonl.
-inline Series noisy_series(const std::string& path, const std::string& field,
-                           const std::string& name, int colour) {
-  const Curve curve = read_curve(path, field);
-  return {name, curve.step, curve.value, colour, true};
+/// Pictures of images (B, channels, height, width) with their labels, for a RouteLog.
+inline WatchedInputs watched_images(const VisionConfig& config, const Tensor<float>& images,
+                                    const std::vector<std::int32_t>& labels) {
+  WatchedInputs inputs;
+  inputs.patch_rows = config.image_height / config.patch;
+  inputs.patch_columns = config.image_width / config.patch;
+  const std::vector<float> values = images.to_vector();
+  const std::size_t size = values.size() / labels.size();
+  for (std::size_t i = 0; i < labels.size(); ++i) {
+    inputs.pictures.push_back(picture_of(config, values.data() + i * size));
+    inputs.pictures.back().label = labels[i];
+  }
+  return inputs;
 }
 
 /// What a model did with test images, which can come in several batches.
@@ -59,31 +62,22 @@ class Evaluation {
   double loss() const { return loss_ / double(num_images_); }
   const std::vector<std::vector<Index>>& confusion() const { return confusion_; }
 
-  /// Fills in what a page shows of this: load and drops of every routing, confusion, images.
-  void add_to(Report& report, const VisionConfig& config) const {
+  /// Fills in what result.json keeps of this: accuracy, load, drops, confusion, images.
+  void add_to(RunResult& result) const {
+    result.accuracy = accuracy();
     for (std::size_t t = 0; t < load_.size(); ++t) {
-      report.load.push_back(load_[t]);
-      for (double& share : report.load.back()) share /= num_choices_[t];
-      report.dropped_per_block.push_back(num_dropped_[t] / num_choices_[t]);
+      result.load.push_back(load_[t]);
+      for (double& share : result.load.back()) share /= num_choices_[t];
+      result.dropped.push_back(num_dropped_[t] / num_choices_[t]);
     }
-    if (confusion_.size() <= 20) report.confusion = confusion_;
-    report.routing_block = shown_block(config);
-    report.digits = wrong_;
-    for (const Digit& digit : right_)
-      if (report.digits.size() < num_shown) report.digits.push_back(digit);
+    if (confusion_.size() <= 20) result.confusion = confusion_;
+    result.pictures = wrong_;
+    for (const Picture& picture : right_)
+      if (result.pictures.size() < num_shown) result.pictures.push_back(picture);
   }
 
  private:
   static constexpr std::size_t num_shown = 24;
-
-  /// The routing in the middle, whose experts the images show.
-  static std::size_t shown_routing(std::size_t routings) { return routings / 2; }
-  static Index shown_block(const VisionConfig& config) {
-    std::vector<Index> blocks;
-    for (Index i = 0; i < config.encoder.blocks; ++i)
-      if (config.encoder.routes(i)) blocks.push_back(i);
-    return blocks.empty() ? 0 : blocks[shown_routing(blocks.size())];
-  }
 
   void count_choices(const VisionOutput<float>& out) {
     load_.resize(out.routings.size());
@@ -104,32 +98,12 @@ class Evaluation {
                      const std::vector<std::int32_t>& predicted, const VisionOutput<float>& out) {
     const std::vector<float> p = softmax(out.logits).to_vector(), values = images.to_vector();
     const std::size_t V = p.size() / labels.size(), size = values.size() / labels.size();
-    std::vector<std::int32_t> expert;
-    std::vector<bool> dropped;
-    std::size_t K = 1, tokens = 0;
-    if (!out.routings.empty()) {
-      const Routing<float>& routing = out.routings[shown_routing(out.routings.size())];
-      expert = routing.expert.to_vector(), dropped = routing.dropped();
-      K = static_cast<std::size_t>(routing.K), tokens = expert.size() / K / labels.size();
-    }
     for (std::size_t i = 0; i < labels.size(); ++i) {
-      std::vector<Digit>& list = predicted[i] == labels[i] ? right_ : wrong_;
+      std::vector<Picture>& list = predicted[i] == labels[i] ? right_ : wrong_;
       if (list.size() >= num_shown) continue;
-      Digit digit;
-      digit.rows = config.image_height, digit.columns = config.image_width;
-      digit.patch = config.patch;
-      const std::size_t area = size / static_cast<std::size_t>(config.channels);
-      for (std::size_t j = 0; j < area; ++j) {
-        float sum = 0;
-        for (std::size_t at = i * size + j; at < (i + 1) * size; at += area) sum += values[at];
-        digit.pixels.push_back(static_cast<std::uint8_t>(
-            std::lround(127.5f * (sum / float(config.channels) + 1))));
-      }
-      digit.label = labels[i], digit.prediction = predicted[i];
-      digit.probability = p[i * V + static_cast<std::size_t>(predicted[i])];
-      for (std::size_t t = 1; t < tokens; ++t)  // token 0 is the class token
-        digit.expert.push_back(dropped[(i * tokens + t) * K] ? -1 : expert[(i * tokens + t) * K]);
-      list.push_back(digit);
+      list.push_back(picture_of(config, values.data() + i * size));
+      list.back().label = labels[i], list.back().prediction = predicted[i];
+      list.back().probability = p[i * V + static_cast<std::size_t>(predicted[i])];
     }
   }
 
@@ -138,32 +112,8 @@ class Evaluation {
   std::vector<std::vector<Index>> confusion_;  // [label][prediction]
   std::vector<std::vector<double>> load_;      // [routing][expert]: choices
   std::vector<double> num_choices_, num_dropped_;  // [routing]
-  std::vector<Digit> wrong_, right_;
+  std::vector<Picture> wrong_, right_;
 };
-
-/// The settings of a model, as a page lists them.
-inline NamedValues settings_of(const VisionConfig& config) {
-  const EncoderConfig& encoder = config.encoder;
-  const auto text = [](Index value) { return std::to_string(value); };
-  NamedValues settings = {
-      {"image", text(config.image_height) + " x " + text(config.image_width)},
-      {"patch", text(config.patch) + " x " + text(config.patch)},
-      {"width D", text(encoder.width)},
-      {"heads H", text(encoder.heads)},
-      {"blocks L", text(encoder.blocks)}};
-  if (encoder.num_moe_blocks() < encoder.blocks)
-    settings.push_back({"dense width F", text(encoder.dense_hidden)});
-  if (encoder.experts == 0) return settings;
-  if (encoder.num_moe_blocks() < encoder.blocks)
-    settings.push_back({"blocks with experts", text(encoder.num_moe_blocks())});
-  settings.insert(settings.end(),
-                  {{"experts E", text(encoder.experts)},
-                   {"choices per token K", text(encoder.top_k)},
-                   {"expert width F", text(encoder.expert_hidden)},
-                   {"capacity factor", text(encoder.capacity_factor.numerator) + "/" +
-                                           text(encoder.capacity_factor.denominator)}});
-  return settings;
-}
 
 }  // namespace widenet::support
 

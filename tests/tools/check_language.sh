@@ -53,7 +53,7 @@ stopped=$(lines "$folder/parts/metrics.jsonl")
 [ "$stopped" -lt 60 ] || fail "did not stop when it was interrupted"
 (OMP_NUM_THREADS=1 language parts $pretrain --resume) ||
   fail "does not resume: $(tail -n 3 "$folder/parts.txt")"
-for file in model.safetensors metrics.jsonl; do
+for file in model.safetensors metrics.jsonl routes.jsonl; do
   cmp "$folder/whole/$file" "$folder/parts/$file" || fail "$file differs after a resume"
 done
 
