@@ -683,14 +683,15 @@ class ConventionSearch {
   }
   std::vector<Index> scopes() const {
     std::vector<Index> all = {0};
-    for (const Index sequences : {1, 2, 4, 8})
-      if (Index(run_.B) % std::min(Index(run_.B), sequences) == 0) all.push_back(sequences);
+    const Index B = Index(run_.B);
+    for (Index s = 1; s <= std::max<Index>(8, B); ++s)
+      if (B % std::min(B, s) == 0 && (s <= B || s == 2 || s == 4 || s == 8)) all.push_back(s);
     return all;
   }
-  std::vector<Priority> priorities() const {
+  std::vector<Priority> priorities(Index K) const {
     std::vector<Priority> all = {Priority::token_major, Priority::choice_major,
                                  Priority::batch_priority, Priority::highest_gate};
-    if (!run_.order.empty()) all.push_back(Priority::random);
+    if (run_.order.size() == run_.N * static_cast<std::size_t>(K)) all.push_back(Priority::random);
     return all;
   }
   std::vector<CapacityFormula> formulas(Index group) const {
@@ -758,7 +759,8 @@ class ConventionSearch {
       for (const RouterNoise law : alike) c.rules.noise = law, note();
     for (const Index K : ks()) c.K = K, note();
     for (const Index scope : scopes()) c.rules.capacity_sequences = scope, note();
-    for (const Priority priority : priorities()) c.rules.priority = priority, note();
+    for (const Index K : ks())
+      for (const Priority priority : priorities(K)) c.rules.priority = priority, note();
     for (int i = 0; i < 9; ++i) c.rules.balance = static_cast<BalanceRule>(i), note();
     for (int i = 0; i < 4; ++i) c.activation = static_cast<Activation>(i), note();
     for (const bool yes : {true, false}) {
@@ -809,7 +811,7 @@ class ConventionSearch {
       if (!agrees("load", load)) continue;
       tails_.clear(), forms_.clear();
       for (const Index scope : scopes())
-        for (const Priority priority : priorities()) {
+        for (const Priority priority : priorities(c.K)) {
           c.rules.capacity_sequences = scope, c.rules.priority = priority;
           try_slots(c, s, choices);
         }
@@ -954,7 +956,8 @@ inline LayerRun random_input(const LayerRun& run, std::size_t B, std::size_t T, 
   return next;
 }
 
-/// Draws inputs of 1 to 24 tokens in 1, 2 or 4 sequences, and keeps the one under which (up to 40
+/// Draws inputs of 1 to 24 tokens in as many sequences as there were, or up to four times as many
+/// if there were several, and keeps the one under which (up to 40
 /// of) the combinations of a set give the most different outputs: those further apart than rounding
 /// in y or, if the dump has it, the balance loss.
 inline TellingInput telling_input(const LayerRun& run, const Explanation& set,
@@ -970,7 +973,12 @@ inline TellingInput telling_input(const LayerRun& run, const Explanation& set,
   const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
   for (std::size_t i = 0; i < num_inputs && best.classes < members.size(); ++i) {
     const Rng draw = rng.at_step(Index(i) + 1);
-    const std::size_t B = run.B == 1 ? 1 : std::size_t(1) << (i % 3);
+    const std::size_t B = run.B == 1 ? 1 : run.B << (i % 3);
+    const bool fits = std::all_of(members.begin(), members.end(), [&](const Combination& member) {
+      const std::size_t s = static_cast<std::size_t>(member.rules.capacity_sequences);
+      return s == 0 || B % std::min(B, s) == 0;
+    });
+    if (!fits) continue;
     const std::size_t T = 1 + static_cast<std::size_t>(draw.uniform(0) * 24);
     const LayerRun next = random_input(run, B, T, i % 2 ? 3 : 1, draw);
     std::vector<Numbers> classes;
