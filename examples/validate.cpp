@@ -1,10 +1,14 @@
 // Checks another implementation against this one, number by number: run it without arguments.
 #include "support/compare.hpp"
 #include "support/conventions.hpp"
+#include "support/explain.hpp"
 
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
+#include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace wn = widenet;
@@ -16,9 +20,13 @@ const char* const usage =
     R"(validate conventions [PRESET]      the formulas of all presets, or of one
 validate run CASE OUT [PRESET]     run a case, under another preset if given; write every result
 validate compare CASE DUMP [--json]  where does a dump of the same case first depart?
+validate explain RUN [NEXT] [--json]  which conventions reproduce a run of the layer? NEXT: writes
+                                   an input there that tells the rest of them apart
 
 CASE is a file of data/golden, or one of yours with the same names: inputs as in.NAME. DUMP holds
-results as out.NAME; tests/reference/dump_torch.py writes one from PyTorch or numpy.
+results as out.NAME; tests/reference/dump_torch.py writes one from PyTorch or numpy. RUN holds both:
+x, the weights, noise if there was any, y, the balance loss if there is one, and whatever else is
+known; as metadata top_k, capacity_factor (such as 6/5) and batch, or they are searched, too.
 
 A result is in tolerance if no element is off by more than
   float64   1e-12 of the largest value, at least 4 units in its last place
@@ -27,13 +35,13 @@ A result is in tolerance if no element is off by more than
 Status: 0 agrees, 1 departs, 2 cannot be compared.
 )";
 
-int run(const std::string& path, const std::string& to, const char* preset) {
+int run(const std::string& path, const std::string& to, const std::string& preset) {
   const wn::SafeTensors file = wn::read_safetensors(path);
   const auto presets = wn::Conventions::presets();
-  wn::require<wn::ConfigError>(!preset || presets.count(preset) == 1,
-                               "validate: a preset must be known; got ", preset ? preset : "");
+  wn::require<wn::ConfigError>(preset.empty() || presets.count(preset) == 1,
+                               "validate: a preset must be known; got ", preset);
   const auto results = support::run_golden<double>(support::read_case(path, file), file,
-                                                   preset ? &presets.at(preset) : nullptr);
+                                                   preset.empty() ? nullptr : &presets.at(preset));
   wn::SafeTensors out;
   out.metadata = file.metadata;
   for (const auto& r : results.values)
@@ -52,9 +60,10 @@ void print(const support::Departure& d) {
               d.highest_rung.empty() ? "none" : d.highest_rung.c_str());
   if (d.name.empty()) return void(std::puts("all agree"));
   std::printf("first departure: %s (%s: %s)\n", d.name.c_str(), d.rung.c_str(), d.equation.c_str());
-  if (d.element < 0)
-    std::puts("  the sizes differ");
-  else
+  wn::PlainText shapes;
+  shapes << "  shape: expected " << d.shape << ", theirs " << d.their_shape;
+  std::puts(shapes.str().c_str());
+  if (d.element >= 0)
     std::printf("  element %td: ours %.17g, theirs %.17g\n"
                 "  absolute %.3g (tolerance %.3g), relative %.3g, %.3g units in the last place, "
                 "cosine %.12f\n",
@@ -69,17 +78,24 @@ void print_json(const support::Departure& d) {
     out << std::setprecision(17) << x;
     return std::isfinite(x) ? out.str() : std::string("null");
   };
+  const auto extents = [](const wn::Shape& shape) {
+    std::string all;
+    for (const wn::Index extent : shape.extents())
+      all += (all.empty() ? "" : ",") + std::to_string(extent);
+    return "[" + all + "]";
+  };
   const std::string name = d.name.empty() ? "null" : text(d.name);
   std::printf("{\"agrees\":%s,\"compared\":%td,\"missing\":%zu,\"highest_rung\":%s,\"first\":%s,"
               "\"rung\":%s,\"equation\":%s,\"kind\":%s,\"hint\":%s,\"element\":%td,\"ours\":%s,"
               "\"theirs\":%s,\"absolute\":%s,\"relative\":%s,\"ulps\":%s,\"cosine\":%s,"
-              "\"tolerance\":%s}\n",
+              "\"tolerance\":%s,\"shape\":%s,\"their_shape\":%s}\n",
               d.name.empty() ? "true" : "false", d.compared, d.missing.size(),
               text(d.highest_rung).c_str(), name.c_str(), text(d.rung).c_str(),
               text(d.equation).c_str(), text(d.bucket).c_str(), text(d.hint).c_str(), d.element,
               number(d.ours).c_str(), number(d.theirs).c_str(), number(d.absolute).c_str(),
               number(d.relative).c_str(), number(d.ulps).c_str(), number(d.cosine).c_str(),
-              number(d.tolerance).c_str());
+              number(d.tolerance).c_str(), extents(d.shape).c_str(),
+              extents(d.their_shape).c_str());
 }
 
 int compare(const std::string& path, const std::string& dump, bool json) {
@@ -90,9 +106,88 @@ int compare(const std::string& path, const std::string& dump, bool json) {
   return d.name.empty() ? 0 : 1;
 }
 
-int conventions(const char* only) {
+/// What the members of a set have in common and what they leave open.
+struct Findings {
+  std::vector<std::pair<std::string, std::string>> determined;
+  std::vector<std::pair<std::string, std::vector<std::string>>> open;
+  std::vector<std::string> free, presets;
+};
+
+Findings findings_of(const support::Explanation& set) {
+  Findings findings;
+  const auto found = set.found();
+  for (const auto& knob : set.searched) {
+    const auto values = found.find(knob.first);
+    if (values == found.end() || knob.second.size() < 2) continue;
+    const std::vector<std::string> all(values->second.begin(), values->second.end());
+    if (all.size() == 1) findings.determined.emplace_back(knob.first, all[0]);
+    else if (values->second == knob.second) findings.free.push_back(knob.first);
+    else findings.open.emplace_back(knob.first, all);
+  }
+  for (const auto& preset : wn::Conventions::presets()) {
+    support::Combination c;
+    c.rules = preset.second;
+    if (set.contains(c, true)) findings.presets.push_back(preset.first);
+  }
+  return findings;
+}
+
+std::string joined(const std::vector<std::string>& words, const char* separator) {
+  std::string all;
+  for (const std::string& word : words) all += (all.empty() ? "" : separator) + word;
+  return all;
+}
+
+int explain(const std::string& path, const std::string& next_path, bool json) {
+  const wn::SafeTensors file = wn::read_safetensors(path);
+  const support::LayerRun run = support::read_layer_run(file, file);
+  const support::Explanation set = support::explain(run);
+  const Findings findings = findings_of(set);
+  const support::TellingInput next =
+      set.size() > 1 ? support::telling_input(run, set) : support::TellingInput();
+  const bool writes = !next_path.empty() && next.classes > 1;
+  if (writes) wn::write_safetensors(next_path, support::case_of(next.run, set.at(0)));
+
+  const auto quoted = [](const std::vector<std::string>& words) {
+    std::vector<std::string> all;
+    for (const std::string& word : words) all.push_back(wn::Json::quote(word));
+    return "[" + joined(all, ",") + "]";
+  };
+  std::vector<std::string> determined, open;
+  for (const auto& knob : findings.determined)
+    determined.push_back(json ? wn::Json::quote(knob.first) + ":" + wn::Json::quote(knob.second)
+                              : "  " + knob.first + " = " + knob.second + "\n");
+  for (const auto& knob : findings.open)
+    open.push_back(json ? wn::Json::quote(knob.first) + ":" + quoted(knob.second)
+                        : "  " + knob.first + ": " + joined(knob.second, ", ") + "\n");
+  if (json) {
+    std::printf("{\"combinations\":%zu,\"determined\":{%s},\"open\":{%s},\"free\":%s,"
+                "\"presets\":%s,\"next\":%s,\"compared\":%zu,\"told_apart\":%zu}\n",
+                set.size(), joined(determined, ",").c_str(), joined(open, ",").c_str(),
+                quoted(findings.free).c_str(), quoted(findings.presets).c_str(),
+                writes ? wn::Json::quote(next_path).c_str() : "null", next.compared, next.classes);
+    return set.size() > 0 ? 0 : 1;
+  }
+  std::printf("%zu combinations of conventions reproduce the run\n", set.size());
+  if (set.size() == 0) return 1;
+  std::printf("determined:\n%s", joined(determined, "").c_str());
+  if (!open.empty()) std::printf("one of these (not all of which go together):\n%s",
+                                 joined(open, "").c_str());
+  if (!findings.free.empty()) std::printf("free: %s\n", joined(findings.free, ", ").c_str());
+  std::printf("presets among them: %s\n",
+              findings.presets.empty() ? "none" : joined(findings.presets, ", ").c_str());
+  if (next.classes > 1)
+    std::printf("an input of %zu tokens in %zu sequences tells %zu of %zu of them apart%s\n",
+                next.run.N, next.run.B, next.classes, next.compared,
+                writes ? (": " + next_path).c_str() : "; name a file to have it");
+  else if (set.size() > 1)
+    std::printf("no input was found that tells them apart (%zu tried)\n", next.tried);
+  return 0;
+}
+
+int conventions(const std::string& only) {
   for (const auto& preset : wn::Conventions::presets())
-    if (!only || preset.first == only)
+    if (only.empty() || preset.first == only)
       std::printf("%s\n%s\n", preset.first.c_str(), support::describe(preset.second).c_str());
   return 0;
 }
@@ -100,20 +195,31 @@ int conventions(const char* only) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const std::vector<std::string> words(argv + 1, argv + argc);
+  std::vector<std::string> words(argv + 1, argv + argc);
+  const bool json = words.size() > 1 && words.back() == "--json";
+  if (json) words.pop_back();
   const std::string command = words.empty() ? "" : words[0];
+  words.resize(std::max<std::size_t>(words.size(), 4));  // those that are not given are empty
+  const std::size_t num_words = static_cast<std::size_t>(argc - 1 - (json ? 1 : 0));
+  struct Command {
+    const char* name;
+    std::size_t least, most;  // words after it
+    int (*run)(const std::vector<std::string>& words, bool json);
+  };
+  using Words = std::vector<std::string>;
+  const Command commands[] = {
+      {"conventions", 0, 1, [](const Words& w, bool) { return conventions(w[1]); }},
+      {"run", 2, 3, [](const Words& w, bool) { return run(w[1], w[2], w[3]); }},
+      {"compare", 2, 2, [](const Words& w, bool as_json) { return compare(w[1], w[2], as_json); }},
+      {"explain", 1, 2, [](const Words& w, bool as_json) { return explain(w[1], w[2], as_json); }}};
   try {
-    if (command == "conventions" && words.size() <= 2)
-      return conventions(words.size() == 2 ? argv[2] : nullptr);
-    if (command == "run" && (words.size() == 3 || words.size() == 4))
-      return run(words[1], words[2], words.size() == 4 ? argv[4] : nullptr);
-    const bool json = words.size() == 4 && words[3] == "--json";
-    if (command == "compare" && (words.size() == 3 || json))
-      return compare(words[1], words[2], json);
+    for (const Command& c : commands)
+      if (command == c.name && c.least + 1 <= num_words && num_words <= c.most + 1)
+        return c.run(words, json);
   } catch (const wn::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
-  std::fputs(usage, words.empty() ? stdout : stderr);
-  return words.empty() ? 0 : 2;
+  std::fputs(usage, num_words == 0 ? stdout : stderr);
+  return num_words == 0 ? 0 : 2;
 }

@@ -170,7 +170,67 @@ TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   const Conventions author = Conventions::author_tf();
   check_departure(support::compare_dump(c, file,
                                         dumped(support::run_golden<double>(c, file, &author))),
-                  "slot", "slots", "convention", "as under the preset author_tf");
+                  "slot", "slots", "convention",
+                  "as under the preset author_tf: then all agrees");
+
+  const auto reshaped = [&](const char* name, const Shape& shape, bool swaps) {
+    SafeTensors dump = dumped(own);
+    StoredTensor& stored = dump.tensors.at(std::string("out.") + name);
+    const Shape before = stored.shape;
+    const std::vector<double> x = swaps
+        ? support::transposed(own.values.at(name), static_cast<std::size_t>(before.num_rows()),
+                              static_cast<std::size_t>(before.last()))
+        : own.values.at(name);
+    std::memcpy(stored.bytes.data(), x.data(), stored.bytes.size());
+    stored.shape = shape;
+    return support::compare_dump(c, file, dump);
+  };
+  CHECK(reshaped("y", {2, 8, 12}, false).name == "");  // (B, T, D) in place of (N, D)
+  CHECK(reshaped("y", {16 * 12}, false).name == "");
+  const support::Departure turned = reshaped("probabilities", {4, 16}, true);
+  check_departure(turned, "probabilities", "router logits", "layout", "transposed");
+  CHECK(turned.shape == Shape({16, 4}));
+  CHECK(turned.their_shape == Shape({4, 16}));
+  check_departure(reshaped("probabilities", {4, 16}, false), "probabilities", "router logits",
+                  "layout", "the same values in another shape");
+  check_departure(departure([](auto& r) {
+                    auto& z = r.values["logits"];
+                    for (std::size_t n = 0; n < 16; ++n) std::swap(z[n * 4], z[n * 4 + 3]);
+                  }),
+                  "logits", "router logits", "layout",
+                  "slices of the last axis in another order: permuted experts?");
+  const auto fused = [&](bool is_beside) {
+    SafeTensors dump = dumped(own);
+    dump.tensors.erase("out.gate");
+    std::vector<double> both(3 * 32);
+    for (std::size_t i = 0; i < 32; ++i)
+      both[is_beside ? i / 2 * 6 + 2 + i % 2 : 64 + i] = own.values.at("gate")[i];
+    dump.add("out.gate", is_beside ? Shape{16, 6} : Shape{48, 2}, both);
+    return support::compare_dump(c, file, dump);
+  };
+  check_departure(fused(true), "gate", "combine", "layout",
+                  "fused: ours is part 2 of 3 along the last axis");
+  check_departure(fused(false), "gate", "combine", "layout",
+                  "fused: ours is part 3 of 3 along the first axis");
+
+  // Conventions of nobody's preset: named when they act one after the other, and when of a run
+  // nothing but the outputs is known.
+  const auto mixed = [&](bool outputs_only) {
+    Conventions mine = Conventions::colossal();
+    mine.priority = Priority::token_major, mine.gate = GateRule::renormalized_after_drop;
+    mine.balance = BalanceRule::switch_top1;
+    auto results = support::run_golden<double>(c, file, &mine);
+    SafeTensors dump = dumped(results);
+    for (auto at = dump.tensors.begin(); outputs_only && at != dump.tensors.end();)
+      at = at->first == "out.y" || at->first == "out.balance_loss" ? ++at : dump.tensors.erase(at);
+    return support::compare_dump(c, file, dump);
+  };
+  check_departure(mixed(false), "slot", "slots", "convention",
+                  "as with balance = switch_top1, gate = renormalized_after_drop, "
+                  "priority = token_major: then all agrees");
+  check_departure(mixed(true), "y", "combine", "convention",
+                  "as with balance = switch_top1, gate = renormalized_after_drop, "
+                  "priority = token_major: then all agrees");
 
   const support::Departure d = departure([](auto& r) { r.values["y"][7] = 0; });
   CHECK(d.element == 7);

@@ -5,17 +5,20 @@
 #ifndef WIDENET_EXAMPLES_SUPPORT_COMPARE_HPP
 #define WIDENET_EXAMPLES_SUPPORT_COMPARE_HPP
 
+#include "support/explain.hpp"
 #include "support/golden.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // find, sort, stable_sort
+#include <algorithm>  // find, max, remove, sort, stable_sort
 #include <cmath>      // fabs, fmax, isfinite, nextafter
-#include <cstdint>    // int32_t, int64_t
+#include <cstdint>    // int32_t
 #include <cstring>    // memcpy
+#include <iomanip>    // setprecision
 #include <limits>     // numeric_limits
 #include <map>        // map
 #include <string>     // string
-#include <tuple>      // tuple
+#include <tuple>      // get, tuple
+#include <utility>    // pair
 #include <vector>     // vector
 
 namespace widenet::support {
@@ -143,51 +146,102 @@ inline std::tuple<Index, std::size_t> place_of(const std::string& op, const std:
 /// What was found about the first tensor that departs, or, with an empty name, that none does.
 struct Departure {
   std::string name, rung, equation, bucket, hint, highest_rung;
+  Shape shape, their_shape;
   Index element = -1;
   double ours = 0, theirs = 0, absolute = 0, relative = 0, ulps = 0, cosine = 1, tolerance = 0;
   Index compared = 0;
   std::vector<std::string> missing;  // ours that the dump lacks
 };
 
-/// The values of any type of number as doubles.
-inline std::vector<double> numbers_of(const SafeTensors& file, const std::string& name) {
-  const auto all = [&](auto zero) {
-    const auto values = file.values<decltype(zero)>(name);
-    return std::vector<double>(values.begin(), values.end());
-  };
-  const std::string& dtype = file.at(name).dtype;
-  return dtype == "F64" ? all(0.0) : dtype == "F32" ? all(0.0f)
-         : dtype == "I64" ? all(std::int64_t(0)) : all(std::int32_t(0));
+/// Whether one shape is the other with neighbouring axes merged, such as (B, T, D) and (N, D).
+inline bool is_regrouped(const Shape& a, const Shape& b) {
+  if (a.num_values() != b.num_values()) return false;
+  const std::vector<Index>&x = a.extents(), &y = b.extents();
+  Index rows_a = 1, rows_b = 1;
+  for (std::size_t i = 0, j = 0; i < x.size() || j < y.size();) {
+    const bool takes_a = j == y.size() || (i < x.size() && rows_a <= rows_b);
+    (takes_a ? rows_a : rows_b) *= takes_a ? x[i++] : y[j++];
+    const bool is_finer = rows_a % rows_b == 0 || rows_b % rows_a == 0;
+    if (!is_finer) return false;
+  }
+  return x.size() != y.size() || a == b;
 }
 
-/// Whether theirs is ours with the last two axes swapped, or with the slices along one axis in
-/// another order; says which.
-inline std::string layout_of(const std::vector<double>& ours, const std::vector<double>& theirs,
-                             const Shape& shape, double tolerance) {
-  if (ours.size() != theirs.size() || ours.empty()) return "";
+/// The values of blocks of rows x columns with the two axes swapped.
+inline Numbers transposed(const Numbers& x, std::size_t rows, std::size_t columns) {
+  Numbers swapped;
+  for (std::size_t block = 0; block < x.size(); block += rows * columns)
+    for (std::size_t j = 0; j < columns; ++j)
+      for (std::size_t i = 0; i < rows; ++i) swapped.push_back(x[block + i * columns + j]);
+  return swapped;
+}
+
+/// Whether the slices of x along its first axis, of which there are `slices`, are those of y in
+/// another order.
+inline bool is_permuted(const Numbers& x, const Numbers& y, std::size_t slices, double tolerance) {
+  const std::size_t size = x.size() / slices;
+  std::vector<bool> used(slices);
+  std::size_t matched = 0;
+  for (std::size_t e = 0; e < slices; ++e)
+    for (std::size_t f = 0; f < slices; ++f) {
+      bool equal = !used[f];
+      for (std::size_t i = 0; equal && i < size; ++i)
+        equal = std::fabs(x[e * size + i] - y[f * size + i]) <= tolerance;
+      if (!equal) continue;
+      used[f] = true, ++matched;
+      break;
+    }
+  return matched == slices;
+}
+
+/// Which of the parts of theirs, side by side in the rows or one after the other, is ours.
+inline std::string fused_part(const Numbers& ours, const Numbers& theirs, const Shape& shape,
+                              double tolerance) {
+  const std::size_t columns = static_cast<std::size_t>(shape.last());
+  const std::size_t rows = ours.size() / std::max<std::size_t>(1, columns);
+  if (ours.empty() || theirs.size() % ours.size() != 0) return "";
+  const std::size_t parts = theirs.size() / ours.size();
+  for (const bool is_swapped : {false, true}) {
+    const Numbers part_of = is_swapped ? transposed(ours, rows, columns) : ours;
+    const std::size_t width = is_swapped ? rows : columns;
+    for (const bool is_beside : {true, false})
+      for (std::size_t part = 0; part < parts; ++part) {
+        Numbers cut;
+        for (std::size_t i = 0; i < ours.size(); ++i)
+          cut.push_back(theirs[is_beside ? i / width * width * parts + part * width + i % width
+                                         : part * ours.size() + i]);
+        if (distance(part_of, cut) > tolerance) continue;
+        PlainText text;
+        text << "fused: ours is part " << part + 1 << " of " << parts
+             << (is_beside ? " along the last axis" : " along the first axis")
+             << (is_swapped ? ", transposed" : "");
+        return text.str();
+      }
+  }
+  return "";
+}
+
+/// What about the layout makes theirs another tensor than ours, if that is all: the order of axes,
+/// parts fused into one, slices of an axis (experts) in another order, the shape.
+inline std::string layout_of(const Numbers& ours, const Numbers& theirs, const Shape& shape,
+                             const Shape& their_shape, double tolerance) {
+  if (ours.size() != theirs.size()) return fused_part(ours, theirs, shape, tolerance);
+  if (ours.empty()) return "";
+  if (distance(ours, theirs) <= tolerance)
+    return is_regrouped(shape, their_shape) ? "" : "the same values in another shape";
   if (shape.rank() >= 2) {
     const std::size_t columns = static_cast<std::size_t>(shape.last());
     const std::size_t rows = static_cast<std::size_t>(shape[shape.rank() - 2]);
-    std::vector<double> swapped;
-    for (std::size_t block = 0; block < ours.size(); block += rows * columns)
-      for (std::size_t j = 0; j < columns; ++j)
-        for (std::size_t i = 0; i < rows; ++i) swapped.push_back(ours[block + i * columns + j]);
-    if (distance(swapped, theirs) <= tolerance) return "transposed";
-    const std::size_t slices = static_cast<std::size_t>(shape[0]), size = ours.size() / slices;
-    std::vector<bool> used(slices);
-    std::size_t matched = 0;
-    for (std::size_t e = 0; e < slices; ++e)
-      for (std::size_t f = 0; f < slices; ++f) {
-        bool equal = !used[f];
-        for (std::size_t i = 0; equal && i < size; ++i)
-          equal = std::fabs(ours[e * size + i] - theirs[f * size + i]) <= tolerance;
-        if (!equal) continue;
-        used[f] = true, ++matched;
-        break;
-      }
-    if (matched == slices) return "slices of the first axis in another order: permuted experts?";
+    if (distance(transposed(ours, rows, columns), theirs) <= tolerance) return "transposed";
+    const char* const permuted = " axis in another order: permuted experts?";
+    if (is_permuted(ours, theirs, static_cast<std::size_t>(shape[0]), tolerance))
+      return std::string("slices of the first") + permuted;
+    const std::size_t all_rows = ours.size() / columns;
+    if (is_permuted(transposed(ours, all_rows, columns), transposed(theirs, all_rows, columns),
+                    columns, tolerance))
+      return std::string("slices of the last") + permuted;
   }
-  std::vector<double> a = ours, b = theirs;
+  Numbers a = ours, b = theirs;
   std::sort(a.begin(), a.end());
   std::sort(b.begin(), b.end());
   return distance(a, b) <= tolerance ? "the same values in another order" : "";
@@ -203,83 +257,297 @@ inline bool is_renamed(const std::vector<double>& ours, const std::vector<double
   return true;
 }
 
+/// A number, truth value or string as JSON.
+inline std::string literal_of(const Json& value) {
+  PlainText text;
+  text << std::setprecision(17);
+  if (value.type() == Json::Type::number) text << value.number();
+  if (value.type() == Json::Type::boolean) text << (value.boolean() ? "true" : "false");
+  if (value.type() == Json::Type::string) text << Json::quote(value.string());
+  return text.str();
+}
+
+/// Settings and their values, in JSON.
+using Changes = std::map<std::string, std::string>;
+inline Changes literals_of(const Json& settings) {
+  Changes all;
+  for (const auto& member : settings.members()) all[member.first] = literal_of(member.second);
+  return all;
+}
+inline Json changed(const Json& settings, const Changes& changes) {
+  Changes all = changes;
+  all.merge(literals_of(settings));  // does not overwrite
+  std::string text = "{";
+  for (const auto& entry : all)
+    text += (text == "{" ? "" : ",") + Json::quote(entry.first) + ":" + entry.second;
+  return Json::parse(text + "}", "settings");
+}
+
+/// A dump beside a case: how far the results of a run agree with it.
+class Walk {
+ public:
+  Walk(const GoldenCase& c, const SafeTensors& file, const SafeTensors& dump)
+      : case_(c), file_(file), dump_(dump), exact(run_golden<double>(c, file)) {
+    order = exact.order;
+    std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
+      return place_of(c.op, a) < place_of(c.op, b);
+    });
+    bool has_float = false;
+    for (const auto& tensor : dump.tensors) has_float = has_float || tensor.second.dtype == "F32";
+    if (has_float) error32_ = float_errors(c, file, exact, 9);
+    for (const auto& result : exact.values)
+      if (result.first.rfind("grad.", 0) == 0)
+        scale_ = std::fmax(scale_, largest_of(result.second));
+  }
+
+  bool has(const std::string& name) const { return dump_.tensors.count(key_of(name)) > 0; }
+  const StoredTensor& stored(const std::string& name) const { return dump_.at(key_of(name)); }
+  Numbers theirs(const std::string& name) const { return numbers_of(dump_, key_of(name)); }
+  static Numbers ours(const GoldenResults<double>& results, const std::string& name) {
+    const auto whole = results.integers.find(name);
+    if (whole == results.integers.end()) return results.values.at(name);
+    return {whole->second.begin(), whole->second.end()};
+  }
+  bool is_whole(const std::string& name) const { return exact.integers.count(name) > 0; }
+  bool is_float(const std::string& name) const { return stored(name).dtype == "F32"; }
+
+  /// What a result is measured by, and what it may be off by.
+  double largest(const std::string& name) const {
+    const bool is_zero = std::find(case_.zero.begin(), case_.zero.end(), name) != case_.zero.end();
+    return is_zero ? scale_ : largest_of(ours(exact, name));
+  }
+  double tolerance(const std::string& name) const {
+    const bool is_zero = std::find(case_.zero.begin(), case_.zero.end(), name) != case_.zero.end();
+    const double most = largest(name);
+    return is_whole(name)   ? 0
+           : is_float(name) ? 2 * error32_.at(name) + 4 * ulp_of<float>(most)
+                            : std::fmax((is_zero ? 0 : 1e-12) * most, 4 * ulp_of<double>(most));
+  }
+  bool agrees(const GoldenResults<double>& results, const std::string& name) const {
+    return distance(ours(results, name), theirs(name)) <= tolerance(name) &&
+           is_regrouped(results.shapes.at(name), stored(name).shape);
+  }
+  /// The place in `order` of the first result that departs; the end if none does.
+  std::size_t departure_of(const GoldenResults<double>& results) const {
+    std::size_t i = 0;
+    while (i < order.size() && (!has(order[i]) || agrees(results, order[i]))) ++i;
+    return i;
+  }
+  /// The same if the settings were others; 0 if that is no run.
+  std::size_t departure_under(const Changes& changes) const {
+    GoldenCase c = case_;
+    c.settings = changed(case_.settings, changes);
+    try {
+      return departure_of(run_golden<double>(c, file_));
+    } catch (const Error&) {
+      return 0;
+    }
+  }
+
+ private:
+  std::string key_of(const std::string& name) const {
+    return dump_.tensors.count("out." + name) > 0 ? "out." + name : name;
+  }
+  const GoldenCase& case_;
+  const SafeTensors &file_, &dump_;
+  std::map<std::string, double> error32_;
+  double scale_ = 0;
+
+ public:
+  GoldenResults<double> exact;
+  std::vector<std::string> order;  // of computation, whole numbers first within a routing
+};
+
+/// The settings about which implementations disagree, with their values in JSON.
+inline const std::vector<std::pair<std::string, std::vector<std::string>>>& known_forks() {
+  static const std::vector<std::string> yes_or_no = {"true", "false"};
+  static const std::vector<std::string> epsilons = {"1e-12", "1e-8", "1e-6", "1e-5"};
+  static const std::vector<std::pair<std::string, std::vector<std::string>>> all = {
+      {"router_noise", {"\"none\"", "\"one_over_experts\"", "\"one_over_experts_squared\"",
+                        "\"jitter\"", "\"jitter_in_place\""}},
+      {"first_choice_sees_noise", yes_or_no}, {"gate_sees_noise", yes_or_no},
+      {"balance_sees_noise", yes_or_no}, {"top_k", {"1", "2", "3"}},
+      {"gate", {"\"raw\"", "\"renormalized\"", "\"renormalized_after_drop\""}},
+      {"gate_eps", {"0", "1e-9", "1e-6"}},
+      {"unusable_slots", {"0", "1"}}, {"capacity_rounding", {"\"floor\"", "\"ceil\""}},
+      {"capacity_rule", {"\"choices_over_experts\"", "\"tokens_over_experts\"",
+                         "\"shares_first\"", "\"tokens_first\"", "\"single_precision\"",
+                         "\"absolute\"", "\"dropless\""}},
+      {"capacity_multiple", {"1", "2", "4"}}, {"capacity_minimum", {"1", "4"}},
+      {"capacity_sequences", {"0", "1", "2", "4", "8"}},
+      {"priority", {"\"token_major\"", "\"choice_major\"", "\"batch_priority\"",
+                    "\"highest_gate\""}},
+      {"dropped", {"\"zero\"", "\"gated_input\""}},
+      {"balance", {"\"khot_over_k\"", "\"khot_sum\"", "\"switch_top1\"", "\"after_drop\"",
+                   "\"after_drop_both\"", "\"importance\"", "\"importance_unbiased\"", "\"load\"",
+                   "\"z_loss\""}},
+      {"balance_reduction", {"\"sum\"", "\"mean\"", "\"together\""}},
+      {"routes_padding", yes_or_no}, {"gelu", {"\"tanh\"", "\"erf\""}},
+      {"gelu_at_output", yes_or_no}, {"layer_norm_eps", epsilons}, {"eps", epsilons},
+      {"is_pre_norm", yes_or_no}, {"pooling", {"\"class_token\"", "\"mean\"", "\"patch_mean\""}},
+      {"class_token", {"\"zero\"", "\"trained\""}}, {"smoothing", {"0", "0.1"}}};
+  return all;
+}
+
+/// Conventions as settings.
+inline Changes literals_of(Conventions c) {
+  detail::ConfigWriter writer;
+  detail::visit_conventions(c, writer);
+  return literals_of(Json::parse(writer.out.str() + "}", "conventions"));
+}
+
+/// Changes of settings that move the first departure of a dump to a later place, or away.
+struct Fork {
+  Changes changes;
+  std::string preset;      // under which it does so, too
+  std::size_t departure = 0;
+};
+
+/// One change after the other (three at most), each the one that brings the first departure the
+/// furthest; or a whole preset, if no single change brings it as far.
+inline Fork fork_of(const Walk& walk, const Json& settings, std::size_t departure) {
+  Fork best;
+  best.departure = departure;
+  const Changes own = literals_of(settings);
+  for (int round = 0; round < 3 && best.departure < walk.order.size(); ++round) {
+    Fork next = best;
+    const auto consider = [&](const Changes& changes, const std::string& preset) {
+      const std::size_t there = walk.departure_under(changes);
+      if (there > next.departure) next = {changes, preset, there};
+    };
+    for (const auto& fork : known_forks())
+      for (const std::string& value : fork.second) {
+        const auto now = own.find(fork.first);
+        if (now == own.end() || best.changes.count(fork.first) > 0 ||
+            now->second == literal_of(Json::parse(value, fork.first)))
+          continue;
+        Changes changes = best.changes;
+        changes[fork.first] = value;
+        consider(changes, "");
+      }
+    if (round == 0 && own.count("router_noise") > 0)
+      for (const auto& preset : Conventions::presets())
+        consider(literals_of(preset.second), preset.first);
+    if (next.departure == best.departure) break;
+    best = next;
+    if (!best.preset.empty()) break;
+  }
+  return best;
+}
+
+/// The member of what explains a run that changes the fewest settings.
+inline Changes fewest_changes(const Explanation& set, const Json& settings) {
+  const Changes own = literals_of(settings);
+  Changes fewest;
+  bool has_one = false;
+  std::map<const void*, std::size_t> nearest;  // of formulas or forms, whatever the rest is
+  for (const Match& match : set.matches) {
+    const auto changes_of = [&](const Combination& c) {
+      Changes changes;
+      c.visit_knobs([&](const char* knob, const std::string& value) {
+        const auto now = own.find(knob);
+        if (now == own.end() || !is_relevant(c, knob)) return;
+        const bool is_number = now->second.find_first_of("tf\"") != 0;
+        const std::string literal = is_number || value == "true" || value == "false"
+                                        ? literal_of(Json::parse(value, knob))
+                                        : Json::quote(value);
+        if (literal != now->second) changes[knob] = literal;
+      });
+      return changes;
+    };
+    const std::size_t columns = match.forms->size();
+    const auto best = [&](const void* list, std::size_t count, std::size_t step) {
+      const auto known = nearest.find(list);
+      if (known != nearest.end()) return known->second;
+      std::size_t at = 0;
+      for (std::size_t i = 1; i < count; ++i)
+        if (changes_of(match.at(i * step)).size() < changes_of(match.at(at)).size()) at = i * step;
+      return nearest[list] = at;
+    };
+    const std::size_t row = best(match.formulas.get(), match.formulas->size(), columns);
+    const std::size_t column = best(match.forms.get(), columns, 1);
+    const Changes changes = changes_of(match.at(row + column));
+    if (!has_one || changes.size() < fewest.size()) fewest = changes, has_one = true;
+  }
+  return fewest;
+}
+
 /// Walks the results of a case in the order of computation, whole numbers first within a routing,
 /// until one of the dump is out of tolerance:
 ///
 ///   float64   1e-12 of the largest value, at least 4 units in its last place
 ///   float32   twice the error that our own float may make (float_errors), plus 4 such units
 ///
-/// A dump holds out.NAME or NAME, and need not hold everything.
+/// and says what kind of departure that is: one of layout; one that goes away under other
+/// conventions, which it names; one that looks like rounding; or else one of the algorithm. A dump
+/// holds out.NAME or NAME, and need not hold everything. With outputs of the layer alone `explain`
+/// searches all conventions together; with more, the search is one change after the other.
 ///
 ///   Errors    IoError if no name of the dump is one of ours
 inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
                               const SafeTensors& dump) {
-  const auto exact = run_golden<double>(c, file);
-  const auto error32 = float_errors(c, file, exact, 9);
-  std::vector<std::string> order = exact.order;
-  std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
-    return place_of(c.op, a) < place_of(c.op, b);
-  });
-  double scale = 0;
-  for (const auto& result : exact.values)
-    if (result.first.rfind("grad.", 0) == 0) scale = std::fmax(scale, largest_of(result.second));
+  const Walk walk(c, file, dump);
   Departure found;
-  const auto reference = [&](const GoldenResults<double>& r, const std::string& name) {
-    const auto whole = r.integers.find(name);
-    if (whole == r.integers.end()) return r.values.at(name);
-    return std::vector<double>(whole->second.begin(), whole->second.end());
-  };
-  for (const std::string& name : order) {
-    const std::string key = dump.tensors.count("out." + name) > 0 ? "out." + name : name;
-    if (dump.tensors.count(key) == 0) {
-      found.missing.push_back(name);
-      continue;
-    }
-    const bool is_whole = exact.integers.count(name) > 0;
-    const bool is_float = dump.at(key).dtype == "F32";
-    const bool is_zero = std::find(c.zero.begin(), c.zero.end(), name) != c.zero.end();
-    const std::vector<double> ours = reference(exact, name);
-    const std::vector<double> theirs = numbers_of(dump, key);
-    const double largest = is_zero ? scale : largest_of(ours);
-    const double tolerance =
-        is_whole   ? 0
-        : is_float ? 2 * error32.at(name) + 4 * ulp_of<float>(largest)
-                   : std::fmax((is_zero ? 0 : 1e-12) * largest, 4 * ulp_of<double>(largest));
-    const Rung& rung = rungs()[std::get<1>(place_of(c.op, name))];
-    ++found.compared;
-    if (distance(ours, theirs) <= tolerance) {
-      found.highest_rung = rung.name;
-      continue;
-    }
-    found.name = name, found.rung = rung.name, found.equation = rung.equation;
-    found.tolerance = tolerance;
-    if (ours.size() == theirs.size()) {
-      const Difference d = compare(theirs, ours);
-      found.element = d.at, found.absolute = d.max_absolute, found.relative = d.max_relative;
-      found.cosine = d.cosine;
-      found.ulps = d.max_absolute / (is_float ? ulp_of<float>(largest) : ulp_of<double>(largest));
-      found.ours = ours[static_cast<std::size_t>(d.at)];
-      found.theirs = theirs[static_cast<std::size_t>(d.at)];
-    }
-    found.hint = is_whole && ours.size() == theirs.size() && name.find("expert") < name.size() &&
-                         is_renamed(ours, theirs)
-                     ? "the experts have other numbers"
-                     : layout_of(ours, theirs, exact.shapes.at(name), tolerance);
-    found.bucket = !found.hint.empty() ? "layout" : "algorithm";
-    if (found.bucket == "algorithm")
-      for (const auto& preset : Conventions::presets()) {
-        const auto other = run_golden<double>(c, file, &preset.second);
-        if (distance(reference(other, name), theirs) > tolerance) continue;
-        found.bucket = "convention", found.hint = "as under the preset " + preset.first;
-        break;
-      }
-    if (found.bucket == "algorithm" && !is_whole && found.absolute <= 1000 * tolerance)
-      found.bucket = "rounding", found.hint = "within 1000 times the tolerance";
+  const std::size_t departure = walk.departure_of(walk.exact);
+  for (std::size_t i = 0; i < walk.order.size(); ++i) {
+    const std::string& name = walk.order[i];
+    if (!walk.has(name)) found.missing.push_back(name);
+    else if (i <= departure) ++found.compared;
+    if (i < departure && walk.has(name))
+      found.highest_rung = rungs()[std::get<1>(place_of(c.op, name))].name;
+  }
+  require<IoError>(found.missing.size() < walk.order.size(),
+                   "compare: a dump must hold one of our names, such as ",
+                   walk.order.empty() ? "" : walk.order[0], "; got ",
+                   dump.tensors.empty() ? "nothing" : dump.tensors.begin()->first);
+  if (departure == walk.order.size()) return found;
+
+  const std::string& name = walk.order[departure];
+  const Rung& rung = rungs()[std::get<1>(place_of(c.op, name))];
+  const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
+  const double tolerance = walk.tolerance(name), largest = walk.largest(name);
+  found.name = name, found.rung = rung.name, found.equation = rung.equation;
+  found.tolerance = tolerance;
+  found.shape = walk.exact.shapes.at(name), found.their_shape = walk.stored(name).shape;
+  if (ours.size() == theirs.size() && !ours.empty()) {
+    const Difference d = compare(theirs, ours);
+    found.element = d.at, found.absolute = d.max_absolute, found.relative = d.max_relative;
+    found.cosine = d.cosine;
+    found.ulps = d.max_absolute /
+                 (walk.is_float(name) ? ulp_of<float>(largest) : ulp_of<double>(largest));
+    found.ours = ours[static_cast<std::size_t>(d.at)];
+    found.theirs = theirs[static_cast<std::size_t>(d.at)];
+  }
+  found.bucket = "layout";
+  found.hint = layout_of(ours, theirs, found.shape, found.their_shape, tolerance);
+  if (walk.is_whole(name) && ours.size() == theirs.size() && name.find("expert") < name.size() &&
+      is_renamed(ours, theirs))
+    found.hint = "the experts have other numbers";
+  if (!found.hint.empty()) return found;
+
+  found.bucket = "convention";
+  Fork fork = fork_of(walk, c.settings, departure);
+  const bool has_layer = c.op == "mixture" && (walk.has("y") || walk.has("balance_loss"));
+  if (fork.departure < walk.order.size() && has_layer) {
+    const LayerRun run = read_layer_run(file, dump);
+    const Changes changes = fewest_changes(explain(run), c.settings);
+    if (!changes.empty()) fork = {changes, "", walk.departure_under(changes)};
+  }
+  if (fork.departure > departure) {
+    std::string text = fork.preset.empty() ? "as with " : "as under the preset " + fork.preset;
+    for (const auto& change : fork.changes)
+      if (fork.preset.empty())
+        text += (text == "as with " ? "" : ", ") + change.first + " = " + change.second;
+    text.erase(std::remove(text.begin(), text.end(), '"'), text.end());
+    found.hint = text + (fork.departure == walk.order.size()
+                             ? ": then all agrees"
+                             : ": then " + walk.order[fork.departure] + " departs");
     return found;
   }
-  require<IoError>(found.compared > 0, "compare: a dump must hold one of our names, such as ",
-                   order.empty() ? "" : order[0], "; got ",
-                   dump.tensors.empty() ? "nothing" : dump.tensors.begin()->first);
+  const bool is_rounding = !walk.is_whole(name) && found.element >= 0 &&
+                           found.absolute <= 1000 * tolerance;
+  found.bucket = is_rounding ? "rounding" : "algorithm";
+  if (is_rounding) found.hint = "within 1000 times the tolerance";
   return found;
 }
 

@@ -1,0 +1,1041 @@
+// explain.hpp - which conventions reproduce a run of the mixture-of-experts layer by another
+// implementation, outputs alone; and an input that would tell those that do apart.
+//
+// SPDX-License-Identifier: MIT
+
+#ifndef WIDENET_EXAMPLES_SUPPORT_EXPLAIN_HPP
+#define WIDENET_EXAMPLES_SUPPORT_EXPLAIN_HPP
+
+#include "widenet.hpp"
+
+#include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, stable_sort, ...
+#include <cmath>             // erf, exp, fabs, fma, fmax, log, sqrt, tanh
+#include <cstdint>           // int32_t, int64_t
+#include <initializer_list>  // initializer_list
+#include <map>               // map
+#include <memory>            // make_shared, shared_ptr
+#include <numeric>           // iota
+#include <set>               // set
+#include <string>            // string
+#include <tuple>             // tuple
+#include <utility>           // pair
+#include <vector>            // vector
+
+namespace widenet::support {
+
+using Numbers = std::vector<double>;
+using Integers = std::vector<std::int32_t>;
+
+/// The values of any type of number as doubles.
+inline Numbers numbers_of(const SafeTensors& file, const std::string& name) {
+  const auto all = [&](auto zero) {
+    const auto values = file.values<decltype(zero)>(name);
+    return Numbers(values.begin(), values.end());
+  };
+  const std::string& dtype = file.at(name).dtype;
+  return dtype == "F64" ? all(0.0) : dtype == "F32" ? all(0.0f)
+         : dtype == "I64" ? all(std::int64_t(0)) : all(std::int32_t(0));
+}
+
+// What is explained ===============================================================================
+
+/// One run of the layer: what went in, and the results that are known. Arrays that are not there
+/// are empty.
+struct LayerRun {
+  std::size_t N = 0, D = 0, E = 0, F = 0;
+  std::size_t B = 1;             // sequences, of N / B tokens each
+  Index K = 0;                   // 0: not known
+  Rational factor{0, 1};         // of capacity; 0: not known
+  double noise_scale = 1;
+  bool is_float = false;         // the results are float32
+  Numbers x, w, b, w1, b1, w2, b2, gamma, beta;
+  Numbers noise;                 // (N, E), as it was added to the logits
+  Numbers draws;                 // (N, E), as it was drawn: a law makes noise of it
+  Numbers jitter;                // (N, D), factors of x
+  Integers order;                // (N K): in which order a random priority served the choices
+  std::map<std::string, Numbers> results;
+};
+
+/// The number in a text such as 6/5, 2 or 1.25.
+///
+///   Errors    IoError if the text is none
+inline Rational rational_of(const std::string& text) {
+  Rational r{0, 1};
+  bool is_number = !text.empty(), is_behind_point = false;
+  std::size_t i = 0;
+  for (; i < text.size() && text[i] != '/'; ++i) {
+    const bool is_digit = text[i] >= '0' && text[i] <= '9';
+    is_number = is_number && (is_digit || (text[i] == '.' && !is_behind_point)) && i < 9;
+    if (is_digit) r.numerator = 10 * r.numerator + (text[i] - '0');
+    if (is_digit && is_behind_point) r.denominator *= 10;
+    is_behind_point = is_behind_point || text[i] == '.';
+  }
+  if (i < text.size()) {
+    const Rational below = rational_of(text.substr(i + 1));
+    r.numerator *= below.denominator, r.denominator *= below.numerator;
+  }
+  require<IoError>(is_number && r.denominator > 0,
+                   "explain: a capacity factor must be like 6/5 or 1.25; got ", text);
+  return r;
+}
+
+/// Reads inputs in.NAME of one file and results out.NAME (or NAME) of another, which may be the
+/// same. What is known besides is in the metadata: `case`, as in the golden data, or top_k,
+/// capacity_factor, batch and noise_scale, each as text.
+///
+///   Errors    IoError if an input that every run has is missing, if sizes disagree, or if neither
+///             y nor balance_loss is known
+inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& results) {
+  LayerRun run;
+  const auto input = [&](const std::string& name) {
+    return file.tensors.count("in." + name) ? numbers_of(file, "in." + name) : Numbers();
+  };
+  const std::string experts = "shared.moe.experts.{}.";
+  for (const std::string& name : {std::string("x"), std::string("shared.moe.router.weight"),
+                                  experts + "fc1.weight", experts + "fc2.weight"})
+    require<IoError>(file.tensors.count("in." + name) == 1, "explain: a dump must hold in.", name,
+                     "; got none");
+  const Shape x = file.at("in.x").shape, w1 = file.at("in." + experts + "fc1.weight").shape;
+  require<IoError>(x.rank() >= 2 && w1.rank() == 3 && w1[1] == x.last() && x.num_values() > 0,
+                   "explain: x must be (N, D) or (B, T, D), and fc1.weight (E, D, F); got ", x,
+                   ", ", w1);
+  run.D = static_cast<std::size_t>(x.last()), run.N = static_cast<std::size_t>(x.num_rows());
+  run.E = static_cast<std::size_t>(w1[0]), run.F = static_cast<std::size_t>(w1[2]);
+  if (x.rank() == 3) run.B = static_cast<std::size_t>(x[0]);
+  run.x = input("x");
+  run.w = input("shared.moe.router.weight"), run.b = input("shared.moe.router.bias");
+  run.w1 = input(experts + "fc1.weight"), run.b1 = input(experts + "fc1.bias");
+  run.w2 = input(experts + "fc2.weight"), run.b2 = input(experts + "fc2.bias");
+  run.gamma = input("blocks.0.norm2.weight"), run.beta = input("blocks.0.norm2.bias");
+  run.noise = input("noise"), run.draws = input("draws"), run.jitter = input("jitter");
+  const Numbers order = input("order");
+  run.order = Integers(order.begin(), order.end());
+  if (run.b1.empty()) run.b1.assign(run.E * run.F, 0);
+  if (run.b2.empty()) run.b2.assign(run.E * run.D, 0);
+  const auto require_size = [](const char* name, const Numbers& values, std::size_t size) {
+    require<IoError>(values.empty() || values.size() == size, "explain: ", name, " must have ",
+                     size, " values; got ", values.size());
+  };
+  require_size("shared.moe.router.weight", run.w, run.D * run.E);
+  require_size("shared.moe.router.bias", run.b, run.E);
+  require_size("fc1.bias", run.b1, run.E * run.F);
+  require_size("fc2.weight", run.w2, run.E * run.F * run.D);
+  require_size("fc2.bias", run.b2, run.E * run.D);
+  require_size("blocks.0.norm2.weight", run.gamma, run.D);
+  require_size("blocks.0.norm2.bias", run.beta, run.D);
+  require_size("noise", run.noise, run.N * run.E);
+  require_size("draws", run.draws, run.N * run.E);
+  require_size("jitter", run.jitter, run.N * run.D);
+
+  const auto about = [&](const char* name) {
+    const auto found = file.metadata.find(name);
+    return found == file.metadata.end() ? std::string() : found->second;
+  };
+  if (about("case").empty()) {
+    const auto whole = [&](const char* name, Index otherwise) {
+      return about(name).empty() ? otherwise : rational_of(about(name)).numerator;
+    };
+    run.K = whole("top_k", 0), run.B = static_cast<std::size_t>(whole("batch", Index(run.B)));
+    if (!about("capacity_factor").empty()) run.factor = rational_of(about("capacity_factor"));
+    if (!about("noise_scale").empty()) {
+      const Rational scale = rational_of(about("noise_scale"));
+      run.noise_scale = double(scale.numerator) / double(scale.denominator);
+    }
+  } else {
+    const Json known = Json::parse(about("case"), "case").at("settings");
+    run.K = known.at("top_k").integer();
+    run.factor = {known.at("capacity_numerator").integer(),
+                  known.at("capacity_denominator").integer()};
+    if (known.find("batch")) run.B = static_cast<std::size_t>(known.at("batch").integer());
+    if (known.find("noise_scale")) run.noise_scale = known.at("noise_scale").number();
+  }
+  require<IoError>(run.B > 0 && run.N % run.B == 0 && 0 <= run.K && run.K <= Index(run.E),
+                   "explain: batch must divide the tokens and top_k lie in [1, E]; got ", run.B,
+                   " of ", run.N, ", ", run.K, " of ", run.E);
+  for (const char* name : {"logits", "probabilities", "expert", "slot", "gate", "load", "kept", "y",
+                           "balance_loss"}) {
+    const std::string key = results.tensors.count(std::string("out.") + name)
+                                ? std::string("out.") + name : std::string(name);
+    if (results.tensors.count(key) == 0) continue;
+    run.results[name] = numbers_of(results, key);
+    run.is_float = run.is_float || results.at(key).dtype == "F32";
+  }
+  require<IoError>(run.results.count("y") + run.results.count("balance_loss") > 0,
+                   "explain: a dump must hold out.y or out.balance_loss; got neither");
+  return run;
+}
+
+// One run under one combination of conventions ====================================================
+
+/// The nonlinearity of an expert. ReLU and the quick form x / (1 + exp(-1.702 x)) of CLIP are known
+/// here, but not offered by the library.
+enum class Activation { tanh, erf, quick, relu };
+
+/// Passes on the fields of a configuration as texts: visit(name, value).
+template <class Visit>
+struct FieldTexts {
+  Visit& visit;
+  void operator()(const char* name, bool value) { visit(name, value ? "true" : "false"); }
+  void operator()(const char* name, Index value) { visit(name, std::to_string(value)); }
+  void operator()(const char* name, double value) {
+    PlainText text;
+    text << value;
+    visit(name, text.str());
+  }
+  template <class Enum>
+  void operator()(const char* name, Enum value, std::initializer_list<const char*> names) {
+    visit(name, names.begin()[static_cast<std::size_t>(value)]);
+  }
+};
+
+/// A value for every knob.
+struct Combination {
+  Conventions rules;
+  Rational factor{6, 5};
+  Index K = 2;
+  Activation activation = Activation::tanh;
+  bool activation_at_output = false;
+  bool is_rms = false;   // x / sqrt(mean of x^2 + eps) gamma in place of the LayerNorm
+  double norm_eps = 0;   // 0: no LayerNorm
+
+  /// Calls visit(knob, value) with texts, in the words of a configuration.
+  template <class Visit>
+  void visit_knobs(Visit visit) const {
+    FieldTexts<Visit> texts{visit};
+    PlainText ratio;
+    ratio << factor;
+    texts("top_k", K), visit("capacity_factor", ratio.str());
+    Conventions c = rules;
+    detail::visit_conventions(c, texts);
+    texts("gelu", activation, {"tanh", "erf", "quick", "relu"});
+    texts("gelu_at_output", activation_at_output);
+    if (norm_eps == 0) return;
+    texts("norm", is_rms, {"LayerNorm", "RMSNorm"}), texts("norm_eps", norm_eps);
+  }
+};
+
+/// What the layer sees: x, or its norm.
+inline Numbers normed(const LayerRun& run, bool is_rms, double eps) {
+  Numbers y = run.x;
+  const double D = double(run.D);
+  for (std::size_t n = 0; eps > 0 && n < run.N; ++n) {
+    double* const row = y.data() + n * run.D;
+    double mean = 0, square = 0;
+    for (std::size_t d = 0; !is_rms && d < run.D; ++d) mean += row[d] / D;
+    for (std::size_t d = 0; d < run.D; ++d) square += (row[d] - mean) * (row[d] - mean) / D;
+    for (std::size_t d = 0; d < run.D; ++d)
+      row[d] = (row[d] - mean) / std::sqrt(square + eps) * run.gamma[d] +
+               (is_rms || run.beta.empty() ? 0 : run.beta[d]);
+  }
+  return y;
+}
+
+/// The router of one run: logits, what noise adds to them, probabilities with and without it.
+struct Scores {
+  Numbers z, noise, p, clean;
+};
+
+inline Numbers softmax_of(const Numbers& z, const Numbers& noise, std::size_t E) {
+  Numbers p = z;
+  for (std::size_t i = 0; i < noise.size(); ++i) p[i] += noise[i];
+  for (double* row = p.data(); row != p.data() + p.size(); row += E) {
+    const double largest = *std::max_element(row, row + E);
+    double total = 0;
+    for (std::size_t e = 0; e < E; ++e) total += row[e] = std::exp(row[e] - largest);
+    for (std::size_t e = 0; e < E; ++e) row[e] /= total;
+  }
+  return p;
+}
+
+/// The noise that a law adds to the logits in this run.
+inline Numbers noise_of(const LayerRun& run, RouterNoise law) {
+  Conventions c;
+  c.noise = law, c.noise_scale = run.noise_scale;
+  if (law == RouterNoise::none || c.is_jittered()) return {};
+  if (!run.noise.empty()) return run.noise;
+  const double deviation = c.noise_deviation(Index(run.E));
+  Numbers noise = run.draws;
+  for (double& value : noise) value *= deviation > 0 ? deviation : run.noise_scale;
+  return noise;
+}
+
+/// x as the router sees it.
+inline Numbers jittered(const LayerRun& run, const Conventions& rules, Numbers x) {
+  if (rules.is_jittered() && !run.jitter.empty())
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] *= run.jitter[i];
+  return x;
+}
+
+inline Scores scores_of(const LayerRun& run, const Conventions& rules, const Numbers& seen) {
+  Scores s;
+  s.z.assign(run.N * run.E, 0);
+  for (std::size_t n = 0; n < run.N; ++n)
+    for (std::size_t e = 0; e < run.E; ++e) {
+      double& z = s.z[n * run.E + e];
+      for (std::size_t d = 0; d < run.D; ++d)
+        z = std::fma(seen[n * run.D + d], run.w[d * run.E + e], z);
+      if (rules.router_bias) z += run.b[e];
+    }
+  s.noise = noise_of(run, rules.noise);
+  s.clean = softmax_of(s.z, {}, run.E);
+  s.p = s.noise.empty() ? s.clean : softmax_of(s.z, s.noise, run.E);
+  return s;
+}
+
+/// The K best experts of every token, best first, of equal ones the lower first; and their gates.
+struct Choices {
+  Index K = 0;
+  Integers expert;
+  Numbers gate;
+};
+
+inline Choices choices_of(const LayerRun& run, const Scores& s, const Combination& c) {
+  Choices choices;
+  choices.K = c.K;
+  std::vector<std::size_t> ranks(run.E);
+  for (std::size_t n = 0; n < run.N; ++n) {
+    const double *const p = s.p.data() + n * run.E, *const clean = s.clean.data() + n * run.E;
+    std::iota(ranks.begin(), ranks.end(), std::size_t(0));
+    std::stable_sort(ranks.begin(), ranks.end(),
+                     [&](std::size_t a, std::size_t b) { return p[a] > p[b]; });
+    if (!c.rules.first_choice_sees_noise) {
+      const std::size_t best =
+          static_cast<std::size_t>(std::max_element(clean, clean + run.E) - clean);
+      std::stable_partition(ranks.begin(), ranks.end(), [&](std::size_t e) { return e == best; });
+    }
+    for (std::size_t k = 0; k < static_cast<std::size_t>(c.K); ++k) {
+      choices.expert.push_back(static_cast<std::int32_t>(ranks[k]));
+      choices.gate.push_back((c.rules.gate_sees_noise ? p : clean)[ranks[k]]);
+    }
+  }
+  return choices;
+}
+
+/// How many tokens share capacity.
+inline std::size_t group_of(const LayerRun& run, Index sequences) {
+  const std::size_t s = std::min(run.B, static_cast<std::size_t>(sequences));
+  return s == 0 ? run.N : run.N / run.B * s;
+}
+
+/// The choices, in the order in which they are served.
+inline std::vector<std::size_t> queue_of(const LayerRun& run, const Choices& c, Priority priority) {
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  std::vector<std::size_t> order(run.N * K), tokens(run.N);
+  if (priority == Priority::random) return {run.order.begin(), run.order.end()};
+  std::iota(order.begin(), order.end(), std::size_t(0));
+  std::iota(tokens.begin(), tokens.end(), std::size_t(0));
+  if (priority == Priority::highest_gate)
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return c.gate[a] > c.gate[b]; });
+  if (priority == Priority::batch_priority)
+    std::stable_sort(tokens.begin(), tokens.end(), [&](std::size_t a, std::size_t b) {
+      return c.gate[a * K] > c.gate[b * K];
+    });
+  if (priority == Priority::choice_major || priority == Priority::batch_priority)
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = tokens[i % run.N] * K + i / run.N;
+  return order;
+}
+
+/// Slots of the choices, -1 without one, where an expert serves `usable` choices of each group.
+inline Integers slots_of(const LayerRun& run, const Choices& c, Priority priority,
+                         std::size_t group, Index usable) {
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  Integers slot(run.N * K, -1), served(run.N / group * run.E, 0);
+  const auto queue = [&](std::size_t i) {
+    return i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i]);
+  };
+  for (const std::size_t i : queue_of(run, c, priority))
+    if (served[queue(i)] < usable) slot[i] = served[queue(i)]++;
+  for (std::size_t i = 0; i < slot.size(); ++i)  // behind those of the groups before
+    for (std::size_t g = 0; slot[i] >= 0 && g < i / (group * K); ++g)
+      slot[i] += served[g * run.E + static_cast<std::size_t>(c.expert[i])];
+  return slot;
+}
+
+/// The gates of the choices as results are weighted by them.
+inline Numbers gates_of(const Choices& c, const Integers& slot, GateRule rule, double eps) {
+  Numbers gate = c.gate;
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  for (std::size_t n = 0; rule != GateRule::raw && n < gate.size(); n += K) {
+    const auto counts = [&](std::size_t i) { return rule == GateRule::renormalized || slot[i] >= 0; };
+    double total = eps;
+    for (std::size_t i = n; i < n + K; ++i) total += counts(i) ? gate[i] : 0;
+    for (std::size_t i = n; i < n + K; ++i)
+      gate[i] = counts(i) && total > 0 ? gate[i] / total : 0;
+  }
+  return gate;
+}
+
+inline double activated(Activation form, double x) {
+  switch (form) {
+    case Activation::tanh:
+      return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case Activation::erf: return 0.5 * x * (1 + std::erf(x * 0.7071067811865476));
+    case Activation::quick: return x / (1 + std::exp(-1.702 * x));
+    case Activation::relu: break;
+  }
+  return x > 0 ? x : 0;
+}
+
+/// What every expert would make of every token: (N, E, D).
+inline Numbers expert_results(const LayerRun& run, const Numbers& x, Activation form,
+                              bool is_at_output) {
+  const std::size_t D = run.D, F = run.F;
+  Numbers y(run.N * run.E * D), h(F);
+  for (std::size_t i = 0; i < run.N * run.E; ++i) {
+    const std::size_t n = i / run.E, e = i % run.E;
+    std::copy_n(run.b1.begin() + std::ptrdiff_t(e * F), F, h.begin());
+    for (std::size_t d = 0; d < D; ++d)
+      for (std::size_t f = 0; f < F; ++f) h[f] += x[n * D + d] * run.w1[(e * D + d) * F + f];
+    double* const row = y.data() + i * D;
+    std::copy_n(run.b2.begin() + std::ptrdiff_t(e * D), D, row);
+    for (std::size_t f = 0; f < F; ++f) {
+      const double g = activated(form, h[f]);
+      for (std::size_t d = 0; d < D; ++d) row[d] += g * run.w2[(e * F + f) * D + d];
+    }
+    for (std::size_t d = 0; is_at_output && d < D; ++d) row[d] = activated(form, row[d]);
+  }
+  return y;
+}
+
+/// y[n] = sum over kept k of gate[n, k] results[n, e(n, k)], plus gate x of the others if `dropped`
+/// says so. `seen` is what the experts see.
+inline void combine_token(const LayerRun& run, const Choices& c, const Integers& slot,
+                          const Numbers& gate, const Numbers& results, const Numbers& seen,
+                          DroppedValue dropped, std::size_t n, double* y) {
+  std::fill_n(y, run.D, 0.0);
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  for (std::size_t i = n * K; i < (n + 1) * K; ++i) {
+    if (slot[i] < 0 && dropped == DroppedValue::zero) continue;
+    const double* const row =
+        slot[i] < 0 ? seen.data() + n * run.D
+                    : results.data() +
+                          (n * run.E + static_cast<std::size_t>(c.expert[i])) * run.D;
+    for (std::size_t d = 0; d < run.D; ++d) y[d] += gate[i] * row[d];
+  }
+}
+
+/// The balance loss under a rule, the mean over groups of tokens.
+inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
+                         const Integers& slot, const Conventions& rules) {
+  const std::size_t E = run.E, K = static_cast<std::size_t>(c.K);
+  const std::size_t group = group_of(run, rules.capacity_sequences);
+  const BalanceRule rule = rules.balance;
+  const Numbers& seen = rules.balance_sees_noise ? s.p : s.clean;
+  const double deviation = rules.noise_deviation(Index(E)), n = double(group);
+  const bool is_after = rule == BalanceRule::after_drop || rule == BalanceRule::after_drop_both;
+  double loss = 0;
+  for (std::size_t begin = 0; begin < run.N; begin += group) {
+    Numbers count(E), sum(E);
+    double total = 0, squares = 0;
+    for (std::size_t t = begin; t < begin + group; ++t) {
+      const double* const z = s.z.data() + t * E;
+      for (std::size_t i = t * K; i < (t + 1) * K; ++i) {
+        const std::size_t e = static_cast<std::size_t>(c.expert[i]);
+        if (is_after ? slot[i] >= 0 : rule != BalanceRule::switch_top1 || i % K == 0)
+          ++count[e], ++total;
+      }
+      const std::size_t last = static_cast<std::size_t>(c.expert[(t + 1) * K - 1]);
+      const double threshold = z[last] + (s.noise.empty() ? 0 : s.noise[t * E + last]);
+      const double largest = *std::max_element(z, z + E);
+      double exponentials = 0;
+      for (std::size_t e = 0; e < E; ++e) {
+        exponentials += std::exp(z[e] - largest);
+        sum[e] += rule == BalanceRule::load
+                      ? 0.5 * (1 + std::erf((z[e] - threshold) / deviation * 0.7071067811865476))
+                      : seen[t * E + e];
+      }
+      const double log_sum = largest + std::log(exponentials);
+      squares += log_sum * log_sum;
+    }
+    double mean = 0, variance = 0, dot = 0;
+    for (std::size_t e = 0; e < E; ++e) mean += sum[e] / double(E), dot += count[e] * sum[e];
+    for (std::size_t e = 0; e < E; ++e) variance += (sum[e] - mean) * (sum[e] - mean);
+    const double kept = std::fmax(1, total);
+    switch (rule) {
+      case BalanceRule::khot_over_k: loss += double(E) * dot / (n * double(K)) / n; break;
+      case BalanceRule::khot_sum:
+      case BalanceRule::switch_top1: loss += double(E) * dot / n / n; break;
+      case BalanceRule::after_drop: loss += double(E) * dot / kept / n; break;
+      case BalanceRule::after_drop_both: loss += double(E) * dot / kept / kept; break;
+      case BalanceRule::importance:
+      case BalanceRule::load: loss += variance / double(E) / (mean * mean); break;
+      case BalanceRule::importance_unbiased:
+        loss += variance / double(E > 1 ? E - 1 : 1) / (mean * mean);
+        break;
+      case BalanceRule::z_loss: loss += squares / n; break;
+    }
+  }
+  return loss / double(run.N / group);
+}
+
+/// How many choices of each group an expert serves.
+inline Index usable_of(const LayerRun& run, const Combination& c) {
+  const Index group = Index(group_of(run, c.rules.capacity_sequences));
+  const Index capacity = expert_capacity(c.rules, c.factor, c.K, group, Index(run.E));
+  return std::min(std::max<Index>(0, capacity - c.rules.unusable_slots), group);
+}
+
+/// The outputs of a run under a combination: y (N, D) and then the balance loss.
+inline Numbers outputs_of(const LayerRun& run, const Combination& c) {
+  const Numbers x = normed(run, c.is_rms, c.norm_eps), router_sees = jittered(run, c.rules, x);
+  const Numbers& experts_see = c.rules.noise == RouterNoise::jitter_in_place ? router_sees : x;
+  const Scores s = scores_of(run, c.rules, router_sees);
+  const Choices choices = choices_of(run, s, c);
+  const Integers slot =
+      slots_of(run, choices, c.rules.priority, group_of(run, c.rules.capacity_sequences),
+               usable_of(run, c));
+  const Numbers gate = gates_of(choices, slot, c.rules.gate, c.rules.gate_eps);
+  const Numbers results = expert_results(run, experts_see, c.activation, c.activation_at_output);
+  Numbers outputs(run.N * run.D);
+  for (std::size_t n = 0; n < run.N; ++n)
+    combine_token(run, choices, slot, gate, results, experts_see, c.rules.dropped, n,
+                  outputs.data() + n * run.D);
+  outputs.push_back(balance_of(run, s, choices, slot, c.rules));
+  return outputs;
+}
+
+// The search ======================================================================================
+
+/// A capacity, but for the tokens that share it.
+struct CapacityFormula {
+  CapacityRule rule;
+  Rounding rounding;
+  Index multiple, minimum, slots, unusable;
+  Rational factor;
+  void apply(Combination& c) const {
+    c.rules.capacity = rule, c.rules.capacity_rounding = rounding, c.factor = factor;
+    c.rules.capacity_multiple = multiple, c.rules.capacity_minimum = minimum;
+    c.rules.capacity_slots = slots, c.rules.unusable_slots = unusable;
+  }
+  bool is_of(const Combination& c, bool with_factor) const {
+    const Conventions& r = c.rules;
+    return rule == r.capacity && rounding == r.capacity_rounding &&
+           multiple == r.capacity_multiple && minimum == r.capacity_minimum &&
+           unusable == r.unusable_slots &&
+           (rule != CapacityRule::absolute || slots == r.capacity_slots) &&
+           (!with_factor || factor == c.factor);
+  }
+};
+
+/// A law of noise that has the effects seen, and a balance loss.
+struct BalanceForm {
+  RouterNoise law;
+  BalanceRule rule;
+  bool sees_noise;
+  void apply(Combination& c) const {
+    c.rules.noise = law, c.rules.balance = rule, c.rules.balance_sees_noise = sees_noise;
+  }
+};
+
+/// Combinations that reproduce a run: `base` with each of the formulas and each of the forms.
+struct Match {
+  Combination base;
+  std::shared_ptr<const std::vector<CapacityFormula>> formulas;
+  std::shared_ptr<const std::vector<BalanceForm>> forms;
+  std::size_t size() const { return formulas->size() * forms->size(); }
+  Combination at(std::size_t i) const {
+    Combination c = base;
+    (*formulas)[i / forms->size()].apply(c), (*forms)[i % forms->size()].apply(c);
+    return c;
+  }
+};
+
+/// Whether a knob says anything under these conventions. A dump of one run of the layer says
+/// nothing about the reduction over blocks; the draws that noise_scale and second_choice_threshold
+/// act on are not part of it.
+inline bool is_relevant(const Combination& c, const std::string& knob) {
+  if (knob == "gate_eps") return c.rules.gate != GateRule::raw;
+  if (knob == "capacity_slots") return c.rules.capacity == CapacityRule::absolute;
+  return knob != "balance_reduction" && knob != "noise_scale" && knob != "second_choice_threshold";
+}
+
+/// The set of combinations that reproduce a run.
+struct Explanation {
+  std::vector<Match> matches;
+  std::map<std::string, std::set<std::string>> searched;  // values of each knob
+
+  std::size_t size() const {
+    std::size_t total = 0;
+    for (const Match& match : matches) total += match.size();
+    return total;
+  }
+  Combination at(std::size_t i) const {
+    for (const Match& match : matches) {
+      if (i < match.size()) return match.at(i);
+      i -= match.size();
+    }
+    fail<ValueError>("Explanation: an index must lie in [0, ", size(), "); got too large a one");
+  }
+  /// Whether these conventions are in the set; with `rules_only` whatever K, the factor, GELU and
+  /// the norm are.
+  bool contains(const Combination& c, bool rules_only = false) const {
+    const Conventions& r = c.rules;
+    for (const Match& match : matches) {
+      const Combination& b = match.base;
+      const bool is_same_rest =
+          b.K == c.K && b.activation == c.activation && b.norm_eps == c.norm_eps &&
+          b.activation_at_output == c.activation_at_output && b.is_rms == c.is_rms;
+      if (!rules_only && !is_same_rest) continue;
+      if (b.rules.router_bias != r.router_bias || b.rules.gate != r.gate ||
+          b.rules.first_choice_sees_noise != r.first_choice_sees_noise ||
+          b.rules.gate_sees_noise != r.gate_sees_noise || b.rules.priority != r.priority ||
+          b.rules.dropped != r.dropped || b.rules.capacity_sequences != r.capacity_sequences ||
+          (r.gate != GateRule::raw && b.rules.gate_eps != r.gate_eps))
+        continue;
+      const bool has_formula =
+          std::any_of(match.formulas->begin(), match.formulas->end(),
+                      [&](const CapacityFormula& f) { return f.is_of(c, !rules_only); });
+      const bool has_form = std::any_of(
+          match.forms->begin(), match.forms->end(), [&](const BalanceForm& f) {
+            return f.law == r.noise && f.rule == r.balance && f.sees_noise == r.balance_sees_noise;
+          });
+      if (has_formula && has_form) return true;
+    }
+    return false;
+  }
+  /// Of each knob the values that occur in the set.
+  std::map<std::string, std::set<std::string>> found() const {
+    std::map<std::string, std::set<std::string>> values;
+    std::set<const void*> seen;
+    for (const Match& match : matches) {
+      const std::size_t columns = match.forms->size();
+      for (std::size_t i = 0; i < match.size(); ++i) {
+        const bool is_formula_new = i % columns == 0 && seen.count(match.formulas.get()) == 0;
+        const bool is_form_new = i < columns && seen.count(match.forms.get()) == 0;
+        if (i == 0 || is_formula_new || is_form_new) note(match.at(i), values);
+      }
+      seen.insert(match.formulas.get()), seen.insert(match.forms.get());
+    }
+    return values;
+  }
+  static void note(const Combination& c, std::map<std::string, std::set<std::string>>& values) {
+    c.visit_knobs([&](const char* knob, const std::string& value) {
+      if (is_relevant(c, knob)) values[knob].insert(value);
+    });
+  }
+};
+
+/// Searches the combinations of all knobs, stage by stage: what is alike in one stage is computed
+/// once, and what disagrees with a result is not followed.
+///
+///   norm, bias, noise -> K, choices -> gates -> priority, capacity -> weights, GELU -> balance loss
+class ConventionSearch {
+ public:
+  explicit ConventionSearch(const LayerRun& run) : run_(run) {
+    for (const auto& result : run.results) {
+      double largest = 0;
+      for (const double value : result.second) largest = std::fmax(largest, std::fabs(value));
+      tolerance_[result.first] = tolerance_of(run, largest);
+    }
+    note_values();
+    for (const auto& norm : norms()) {
+      Combination c;
+      std::tie(c.is_rms, c.norm_eps) = norm;
+      x_ = normed(run, c.is_rms, c.norm_eps);
+      results_.clear();
+      for (const bool has_bias : {false, true}) {
+        c.rules.router_bias = has_bias;
+        if (has_bias <= !run.b.empty()) try_noises(c);
+      }
+    }
+  }
+  /// How far a result may be off: 1e-12 of its largest value (float: 8 sqrt(D + F) units in its
+  /// last place).
+  static double tolerance_of(const LayerRun& run, double largest) {
+    return largest * (run.is_float ? 8 * std::sqrt(double(run.D + run.F)) * 0x1p-24 : 1e-12);
+  }
+  Explanation explanation;
+
+ private:
+  using Mask = std::vector<bool>;
+  struct Tail {
+    GateRule gate;
+    double eps;
+    DroppedValue dropped;
+    Activation activation;
+    bool is_at_output;
+  };
+
+  // What is searched ----------------------------------------------------------------------------
+
+  std::vector<std::pair<bool, double>> norms() const {
+    if (run_.gamma.empty()) return {{false, 0}};
+    std::vector<std::pair<bool, double>> all;
+    for (const bool is_rms : {false, true})
+      for (const double eps : {1e-12, 1e-8, 1e-6, 1e-5}) all.emplace_back(is_rms, eps);
+    return all;
+  }
+  static std::vector<std::pair<GateRule, double>> gate_rules() {
+    std::vector<std::pair<GateRule, double>> all = {{GateRule::raw, 0}};
+    for (const GateRule rule : {GateRule::renormalized, GateRule::renormalized_after_drop})
+      for (const double eps : {0.0, 1e-9, 1e-6}) all.emplace_back(rule, eps);
+    return all;
+  }
+  std::vector<Index> ks() const {
+    std::vector<Index> all;
+    for (Index K = 1; K <= std::min<Index>(8, Index(run_.E)); ++K) all.push_back(K);
+    return run_.K > 0 ? std::vector<Index>{run_.K} : all;
+  }
+  std::vector<Rational> factors() const {
+    if (run_.factor.numerator > 0) return {run_.factor};
+    return {{1, 1}, {21, 20}, {11, 10}, {6, 5}, {5, 4}, {3, 2}, {2, 1}, {12, 5}, {4, 1}};
+  }
+  std::vector<Index> scopes() const {
+    std::vector<Index> all = {0};
+    const Index B = Index(run_.B);
+    for (Index s = 1; s <= std::max<Index>(8, B); ++s)
+      if (B % std::min(B, s) == 0 && (s <= B || s == 2 || s == 4 || s == 8)) all.push_back(s);
+    return all;
+  }
+  std::vector<Priority> priorities(Index K) const {
+    std::vector<Priority> all = {Priority::token_major, Priority::choice_major,
+                                 Priority::batch_priority, Priority::highest_gate};
+    if (run_.order.size() == run_.N * static_cast<std::size_t>(K)) all.push_back(Priority::random);
+    return all;
+  }
+  std::vector<CapacityFormula> formulas(Index group) const {
+    std::vector<CapacityFormula> all;
+    for (int rule = 0; rule <= static_cast<int>(CapacityRule::dropless); ++rule)
+      for (const Rounding rounding : {Rounding::floor, Rounding::ceil})
+        for (const Index multiple : {1, 2, 4})
+          for (const Index minimum : {1, 4})
+            for (const Index unusable : {0, 1})
+              for (const Rational factor : factors()) {
+                CapacityFormula f{static_cast<CapacityRule>(rule), rounding, multiple, minimum,
+                                  64, unusable, factor};
+                const bool is_absolute = f.rule == CapacityRule::absolute;
+                for (Index slots = 1; is_absolute && slots <= group; ++slots)
+                  f.slots = slots, all.push_back(f);
+                f.slots = 64;
+                if (!is_absolute || group < 64) all.push_back(f);
+              }
+    return all;
+  }
+  /// The formulas for a group of tokens by what is usable under them.
+  using Capacities = std::map<Index, std::shared_ptr<std::vector<CapacityFormula>>>;
+  const Capacities& capacities(Index K, Index group) {
+    Capacities& found = capacities_[{K, group}];
+    if (!found.empty()) return found;
+    for (const CapacityFormula& f : formulas(group)) {
+      Combination c;
+      f.apply(c);
+      const Index C = expert_capacity(c.rules, c.factor, K, group, Index(run_.E));
+      auto& alike = found[std::min(std::max<Index>(0, C - f.unusable), group)];
+      if (!alike) alike = std::make_shared<std::vector<CapacityFormula>>();
+      alike->push_back(f);
+    }
+    return found;
+  }
+  /// The laws that this run may have followed, those of the same effect together.
+  std::vector<std::vector<RouterNoise>> laws() const {
+    const bool has_noise = !run_.noise.empty() || !run_.draws.empty();
+    const bool has_jitter = !run_.jitter.empty(), has_none = !has_noise && !has_jitter;
+    std::vector<std::vector<RouterNoise>> all;
+    std::vector<std::pair<Numbers, int>> effects;
+    for (int i = 0; i <= static_cast<int>(RouterNoise::jitter_in_place); ++i) {
+      Conventions c;
+      c.noise = static_cast<RouterNoise>(i);
+      const bool is_there = c.noise == RouterNoise::none || has_none ||
+                            (c.is_jittered() ? has_jitter : has_noise);
+      if (!is_there) continue;
+      const std::pair<Numbers, int> effect{noise_of(run_, c.noise),
+                                           has_jitter && c.is_jittered() ? i : 0};
+      const auto known = std::find(effects.begin(), effects.end(), effect);
+      if (known == effects.end()) effects.push_back(effect), all.push_back({c.noise});
+      else all[static_cast<std::size_t>(known - effects.begin())].push_back(c.noise);
+    }
+    return all;
+  }
+  void note_values() {
+    auto& values = explanation.searched;
+    Combination c;
+    const auto note = [&] { Explanation::note(c, values); };
+    for (const auto& norm : norms()) std::tie(c.is_rms, c.norm_eps) = norm, note();
+    for (const auto& gate : gate_rules())
+      std::tie(c.rules.gate, c.rules.gate_eps) = gate, note();
+    for (const CapacityFormula& f : formulas(Index(run_.N))) f.apply(c), note();
+    for (const auto& alike : laws())
+      for (const RouterNoise law : alike) c.rules.noise = law, note();
+    for (const Index K : ks()) c.K = K, note();
+    for (const Index scope : scopes()) c.rules.capacity_sequences = scope, note();
+    for (const Index K : ks())
+      for (const Priority priority : priorities(K)) c.rules.priority = priority, note();
+    for (int i = 0; i < 9; ++i) c.rules.balance = static_cast<BalanceRule>(i), note();
+    for (int i = 0; i < 4; ++i) c.activation = static_cast<Activation>(i), note();
+    for (const bool yes : {true, false}) {
+      c.rules.first_choice_sees_noise = c.rules.gate_sees_noise = yes;
+      c.rules.balance_sees_noise = c.activation_at_output = yes;
+      c.rules.router_bias = yes && !run_.b.empty();
+      c.rules.dropped = yes ? DroppedValue::gated_input : DroppedValue::zero;
+      note();
+    }
+  }
+
+  // Stages --------------------------------------------------------------------------------------
+
+  template <class Values>
+  bool agrees(const char* name, const Values& ours) const {
+    const auto theirs = run_.results.find(name);
+    if (theirs == run_.results.end()) return true;
+    if (theirs->second.size() != ours.size()) return false;
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      if (!(std::fabs(double(ours[i]) - theirs->second[i]) <= tolerance_.at(name))) return false;
+    return true;
+  }
+
+  void try_noises(Combination c) {
+    for (const auto& alike : laws()) {
+      laws_ = alike;
+      c.rules.noise = alike[0];
+      const Numbers router_sees = jittered(run_, c.rules, x_);
+      is_in_place_ = c.rules.noise == RouterNoise::jitter_in_place && !run_.jitter.empty();
+      experts_see_ = is_in_place_ ? router_sees : x_;
+      const Scores s = scores_of(run_, c.rules, router_sees);
+      if (!agrees("logits", s.z) || !agrees("probabilities", s.p)) continue;
+      for (const Index K : ks())
+        for (const bool first : {true, false}) {
+          c.K = K, c.rules.first_choice_sees_noise = first;
+          try_choices(c, s);
+        }
+    }
+  }
+
+  void try_choices(Combination c, const Scores& s) {
+    for (const bool gate : {true, false}) {
+      c.rules.gate_sees_noise = gate;
+      const Choices choices = choices_of(run_, s, c);
+      if (!agrees("expert", choices.expert)) continue;
+      Integers load(run_.E);
+      for (const std::int32_t e : choices.expert) ++load[static_cast<std::size_t>(e)];
+      if (!agrees("load", load)) continue;
+      tails_.clear(), forms_.clear();
+      for (const Index scope : scopes())
+        for (const Priority priority : priorities(c.K)) {
+          c.rules.capacity_sequences = scope, c.rules.priority = priority;
+          try_slots(c, s, choices);
+        }
+    }
+  }
+
+  void try_slots(Combination c, const Scores& s, const Choices& choices) {
+    const std::size_t group = group_of(run_, c.rules.capacity_sequences);
+    for (const auto& capacity : capacities(c.K, Index(group))) {
+      const Integers slot =
+          slots_of(run_, choices, c.rules.priority, group, capacity.first);
+      Integers kept(run_.E);
+      Mask mask;
+      for (std::size_t i = 0; i < slot.size(); ++i) {
+        mask.push_back(slot[i] >= 0);
+        kept[static_cast<std::size_t>(choices.expert[i])] += mask[i];
+      }
+      if (!agrees("slot", slot) || !agrees("kept", kept)) continue;
+      const auto found = tails_.find(mask);
+      if (found == tails_.end()) tails_[mask] = tails(choices, slot);
+      if (tails_[mask].empty()) continue;
+      auto& forms = forms_[{mask, group}];
+      if (!forms) forms = balance_forms(c, s, choices, slot);
+      if (forms->empty()) continue;
+      for (const Tail& tail : tails_[mask]) {
+        c.rules.gate = tail.gate, c.rules.gate_eps = tail.eps, c.rules.dropped = tail.dropped;
+        c.activation = tail.activation, c.activation_at_output = tail.is_at_output;
+        explanation.matches.push_back({c, capacity.second, forms});
+      }
+    }
+  }
+
+  /// The weights and nonlinearities that give y.
+  std::vector<Tail> tails(const Choices& choices, const Integers& slot) {
+    std::vector<Tail> found;
+    for (const auto& rule : gate_rules()) {
+      const Numbers gate = gates_of(choices, slot, rule.first, rule.second);
+      if (!agrees("gate", gate)) continue;
+      for (const DroppedValue dropped : {DroppedValue::zero, DroppedValue::gated_input})
+        for (int form = 0; form < 4; ++form)
+          for (const bool is_at_output : {false, true}) {
+            const Tail tail{rule.first, rule.second, dropped, static_cast<Activation>(form),
+                            is_at_output};
+            if (gives_y(choices, slot, gate, tail)) found.push_back(tail);
+          }
+    }
+    return found;
+  }
+  bool gives_y(const Choices& choices, const Integers& slot, const Numbers& gate,
+               const Tail& tail) {
+    const auto theirs = run_.results.find("y");
+    if (theirs == run_.results.end()) return true;
+    if (theirs->second.size() != run_.N * run_.D) return false;
+    Numbers& results = results_[{tail.activation, tail.is_at_output, is_in_place_}];
+    if (results.empty())
+      results = expert_results(run_, experts_see_, tail.activation, tail.is_at_output);
+    Numbers y(run_.D);
+    for (std::size_t n = 0; n < run_.N; ++n) {
+      combine_token(run_, choices, slot, gate, results, experts_see_, tail.dropped, n, y.data());
+      for (std::size_t d = 0; d < run_.D; ++d)
+        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance_.at("y"))) return false;
+    }
+    return true;
+  }
+  std::shared_ptr<const std::vector<BalanceForm>> balance_forms(Combination c, const Scores& s,
+                                                                const Choices& choices,
+                                                                const Integers& slot) const {
+    const auto found = std::make_shared<std::vector<BalanceForm>>();
+    for (int rule = 0; rule < 9; ++rule)
+      for (const RouterNoise law : laws_)
+        for (const bool sees : {true, false}) {
+          const BalanceForm form{law, static_cast<BalanceRule>(rule), sees};
+          form.apply(c);
+          if (form.rule == BalanceRule::load && c.rules.noise_deviation(Index(run_.E)) <= 0)
+            continue;
+          if (run_.results.count("balance_loss") == 0 ||
+              agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)}))
+            found->push_back(form);
+        }
+    return found;
+  }
+
+  const LayerRun& run_;
+  std::map<std::string, double> tolerance_;
+  std::map<std::pair<Index, Index>, Capacities> capacities_;
+  Numbers x_, experts_see_;
+  bool is_in_place_ = false;
+  std::vector<RouterNoise> laws_;
+  std::map<std::tuple<Activation, bool, bool>, Numbers> results_;
+  std::map<Mask, std::vector<Tail>> tails_;
+  std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
+};
+
+/// The combinations of conventions that reproduce a run to rounding.
+inline Explanation explain(const LayerRun& run) {
+  return std::move(ConventionSearch(run).explanation);
+}
+
+// Telling the rest apart ==========================================================================
+
+/// An input for the same weights under which combinations of a set give different outputs.
+struct TellingInput {
+  LayerRun run;
+  std::size_t compared = 0, classes = 0, tried = 0;  // of the set; different outputs; inputs
+};
+
+/// A random input of the kind of `run`: T tokens in each of B sequences.
+inline LayerRun random_input(const LayerRun& run, std::size_t B, std::size_t T, double scale,
+                             const Rng& rng) {
+  LayerRun next = run;
+  next.results.clear();
+  next.B = B, next.N = B * T;
+  Index stream = 0;
+  const auto normal = [&](std::size_t size, double deviation) {
+    const auto values =
+        Tensor<double>::randn({Index(size)}, rng.at_block(stream++)).to_vector();
+    Numbers scaled(values.begin(), values.end());
+    for (double& value : scaled) value *= deviation;
+    return scaled;
+  };
+  const auto spread = [](const Numbers& x, double centre) {
+    double squares = 0;
+    for (const double value : x) squares += (value - centre) * (value - centre);
+    return std::sqrt(squares / double(std::max<std::size_t>(1, x.size())));
+  };
+  next.x = normal(next.N * run.D, scale * spread(run.x, 0));
+  if (!run.noise.empty()) next.noise = normal(next.N * run.E, spread(run.noise, 0));
+  if (!run.draws.empty()) next.draws = normal(next.N * run.E, spread(run.draws, 0));
+  if (!run.jitter.empty()) {
+    next.jitter = normal(next.N * run.D, spread(run.jitter, 1));
+    for (double& value : next.jitter) value += 1;
+  }
+  if (!run.order.empty()) {
+    const Numbers keys = normal(next.N * run.E, 1);
+    const std::size_t K = run.order.size() / run.N;
+    next.order.resize(next.N * K);
+    std::iota(next.order.begin(), next.order.end(), 0);
+    std::sort(next.order.begin(), next.order.end(), [&](std::int32_t a, std::int32_t b) {
+      return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
+    });
+  }
+  return next;
+}
+
+/// Draws inputs of 1 to 24 tokens in as many sequences as there were, or up to four times as many
+/// if there were several, and keeps the one under which (up to 40
+/// of) the combinations of a set give the most different outputs: those further apart than rounding
+/// in y or, if the dump has it, the balance loss.
+inline TellingInput telling_input(const LayerRun& run, const Explanation& set,
+                                  std::size_t num_inputs = 40) {
+  TellingInput best;
+  const Rng rng(11);
+  std::vector<Combination> members;
+  const std::size_t size = set.size(), most = 40;
+  for (std::size_t i = 0; i < std::min(size, most); ++i)
+    members.push_back(set.at(size <= most ? i : static_cast<std::size_t>(
+                                                    rng.uniform(Index(i)) * double(size))));
+  best.compared = members.size();
+  const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
+  for (std::size_t i = 0; i < num_inputs && best.classes < members.size(); ++i) {
+    const Rng draw = rng.at_step(Index(i) + 1);
+    const std::size_t B = run.B == 1 ? 1 : run.B << (i % 3);
+    const bool fits = std::all_of(members.begin(), members.end(), [&](const Combination& member) {
+      const std::size_t s = static_cast<std::size_t>(member.rules.capacity_sequences);
+      return s == 0 || B % std::min(B, s) == 0;
+    });
+    if (!fits) continue;
+    const std::size_t T = 1 + static_cast<std::size_t>(draw.uniform(0) * 24);
+    const LayerRun next = random_input(run, B, T, i % 2 ? 3 : 1, draw);
+    std::vector<Numbers> classes;
+    for (const Combination& member : members) {
+      const Numbers y = outputs_of(next, member);
+      double largest = 0;
+      for (std::size_t k = 0; k + 1 < y.size(); ++k) largest = std::fmax(largest, std::fabs(y[k]));
+      const bool is_known =
+          std::any_of(classes.begin(), classes.end(), [&](const Numbers& other) {
+            for (std::size_t k = 0; k < y.size(); ++k) {
+              const bool is_loss = k + 1 == y.size();
+              if (is_loss ? !sees_loss : !sees_y) continue;
+              const double scale = is_loss ? std::fabs(y[k]) : largest;
+              if (std::fabs(y[k] - other[k]) > 4 * ConventionSearch::tolerance_of(run, scale))
+                return false;
+            }
+            return true;
+          });
+      if (!is_known) classes.push_back(y);
+    }
+    ++best.tried;
+    if (classes.size() > best.classes) best.run = next, best.classes = classes.size();
+  }
+  return best;
+}
+
+/// A run as the file of a case, its results left out: `validate run` runs it, and an implementation
+/// that has run it can be explained again. The conventions are those of a combination.
+inline SafeTensors case_of(const LayerRun& run, const Combination& c) {
+  SafeTensors file;
+  const auto add = [&](const std::string& name, const Shape& shape, const Numbers& values) {
+    if (!values.empty()) file.add("in." + name, shape, values);
+  };
+  const Index N = Index(run.N), D = Index(run.D), E = Index(run.E), F = Index(run.F);
+  const std::string experts = "shared.moe.experts.{}.";
+  add("x", {N, D}, run.x), add("d_y", {N, D}, Numbers(run.x.size(), 1));
+  add("shared.moe.router.weight", {D, E}, run.w), add("shared.moe.router.bias", {E}, run.b);
+  add(experts + "fc1.weight", {E, D, F}, run.w1), add(experts + "fc1.bias", {E, F}, run.b1);
+  add(experts + "fc2.weight", {E, F, D}, run.w2), add(experts + "fc2.bias", {E, D}, run.b2);
+  add("blocks.0.norm2.weight", {D}, run.gamma), add("blocks.0.norm2.bias", {D}, run.beta);
+  add("noise", {N, E}, run.noise), add("draws", {N, E}, run.draws);
+  add("jitter", {N, D}, run.jitter);
+  if (!run.order.empty()) file.add("in.order", Shape{Index(run.order.size())}, run.order);
+  EncoderConfig config;
+  config.width = D, config.experts = E, config.expert_hidden = F, config.top_k = c.K;
+  config.capacity_factor = c.factor, config.conventions = c.rules;
+  config.gelu = c.activation == Activation::erf ? Gelu::erf : Gelu::tanh;
+  config.gelu_at_output = c.activation_at_output;
+  if (c.norm_eps > 0) config.layer_norm_eps = c.norm_eps;
+  detail::ConfigWriter writer;
+  detail::visit_encoder(config, writer);
+  writer("batch", Index(run.B));
+  file.metadata["case"] = "{\"name\":\"telling\",\"op\":\"mixture\",\"zero\":[],\"settings\":" +
+                          writer.out.str() + "}}";
+  return file;
+}
+
+}  // namespace widenet::support
+
+#endif  // WIDENET_EXAMPLES_SUPPORT_EXPLAIN_HPP
