@@ -91,7 +91,7 @@ test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
-shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
+shown_examples   := $(filter-out $(addprefix build/examples/,demo paper train_%),$(example_programs))
 page_writers     := $(addprefix build/examples/,report demo train_vision train_language)
 exercise_folder  := $(notdir $(wildcard examples/exercises/$(N)_* examples/exercises/0$(N)_*))
 shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp solution.cpp wrong_*.cpp))
@@ -103,6 +103,12 @@ cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
 
 demo: build/examples/demo  ## train a WideNet on handwritten digits, and show what it learned
 	+@$(RUN) build/examples/demo $(ARGS)
+
+paper: build/examples/paper  ## every experiment of the paper at toy scale: build/paper/index.html
+	+@$(RUN) build/examples/paper --out build/paper $(ARGS)
+
+paper-quick: build/examples/paper  ## the same with fewer seeds and steps: build/paper_quick
+	+@$(RUN) build/examples/paper --quick --out build/paper_quick $(ARGS)
 
 test: $(test_program)  ## the tests that take less than five minutes
 	+@$(RUN) $(test_program) --test-suite-exclude=slow $(ARGS)
@@ -134,6 +140,9 @@ check-demo: build/examples/demo  ## a short demo, interrupted and resumed, ends 
 
 check-vision: build/examples/train_vision  ## train_vision: every preset and recipe, CIFAR, errors
 	+@RUN="$(RUN)" tests/tools/check_vision.sh
+
+check-paper: build/examples/paper  ## tiny experiments, interrupted and resumed, the same numbers
+	+@RUN="$(RUN)" tests/tools/check_paper.sh
 
 check-language: build/examples/train_language  ## train_language on small files of every kind
 	+@RUN="$(RUN)" tests/tools/check_language.sh
@@ -282,8 +291,4 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-slow test-all check-examples exercise check-exercises laboratory \
-        check-laboratories check-demo check-vision check-language check-report check-golden \
-        equations expected golden sanitize lint format bench bench-torch cuda test-cuda install \
-        test-install clean help FORCE need-basics need-tests need-sanitize need-install need-bench \
-        need-torch need-lint need-cuda
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):[^=].*/\1/p' $(firstword $(MAKEFILE_LIST))) FORCE

@@ -1,0 +1,280 @@
+// paper_page.hpp - the page of `make paper`: a figure, a table and comparisons for each experiment.
+//
+// SPDX-License-Identifier: MIT
+
+#ifndef WIDENET_EXAMPLES_SUPPORT_PAPER_PAGE_HPP
+#define WIDENET_EXAMPLES_SUPPORT_PAPER_PAGE_HPP
+
+#include "support/paper_tables.hpp"
+#include "support/report.hpp"
+#include "widenet.hpp"
+
+#include <algorithm>  // max, min
+#include <cmath>      // isfinite
+#include <string>     // string
+#include <utility>    // pair
+#include <vector>     // vector
+
+namespace widenet::support {
+
+// DOTS --------------------------------------------------------------------------------------------
+
+/// Part of a chart of dots: for each row the values of all seeds, or none.
+struct DotPanel {
+  std::string title;
+  std::vector<std::vector<double>> values;
+  double scale = 1;
+  double left = 0, right = 0;  // pixels
+  int colour = 0;              // 0 to 3
+};
+
+/// A row of dots in each panel: small ones for the seeds, a large one at their mean, a line of one
+/// standard deviation to both sides. Each panel has a scale of its own, which need not start at 0.
+inline std::string dot_chart(const std::string& title, const std::vector<std::string>& names,
+                             const std::vector<DotPanel>& panels) {
+  constexpr double names_right = 186, top = 34, row_height = 30;
+  const double bottom = top + row_height * static_cast<double>(names.size());
+  std::string drawing, description;
+  for (std::size_t r = 0; r < names.size(); ++r) {
+    const double y = top + row_height * (static_cast<double>(r) + 0.5);
+    drawing += svg_text(names_right - 10, y + 5, "text-anchor=\"end\"", names[r]);
+  }
+  for (const DotPanel& panel : panels) {
+    double low = std::numeric_limits<double>::infinity(), high = -low;
+    for (const std::vector<double>& list : panel.values)
+      for (const double value : list)
+        if (std::isfinite(value)) {
+          low = std::min(low, panel.scale * value);
+          high = std::max(high, panel.scale * value);
+        }
+    if (!(low <= high)) continue;
+    const double margin = std::max(0.04 * (high - low), 1e-12);
+    const Axis axis(low - margin, high + margin, panel.left, panel.right, false);
+    drawing += svg_text(panel.left, 12, "class=\"quiet\"", panel.title);
+    const std::vector<double> ticks = axis.ticks();
+    const std::size_t every = panel.right - panel.left < 120 ? std::max<std::size_t>(
+                                  1, (ticks.size() + 1) / 2) : ticks.size() > 4 ? 2 : 1;
+    for (std::size_t i = 0; i < ticks.size(); ++i) {
+      drawing += svg_rect(axis.at(ticks[i]) - 0.5, top, 1, bottom - top, "class=\"grid\"");
+      if (i % every == 0)
+        drawing += svg_text(axis.at(ticks[i]), bottom + 18, "text-anchor=\"middle\" "
+                            "class=\"quiet\"", axis.tick_text(ticks[i], false));
+    }
+    const std::string colour = " s" + std::to_string(panel.colour);
+    description += panel.title + ": ";
+    for (std::size_t r = 0; r < names.size(); ++r) {
+      if (panel.values[r].empty()) continue;
+      const Statistics s = statistics_of(panel.values[r]);
+      const double y = top + row_height * (static_cast<double>(r) + 0.5);
+      const double at = axis.at(panel.scale * s.mean);
+      if (!std::isfinite(at)) continue;
+      const double reach = std::isfinite(s.deviation)
+                               ? std::fabs(axis.at(panel.scale * (s.mean + s.deviation)) - at) : 0;
+      const double begin = std::max(panel.left, at - reach);
+      const double end = std::min(panel.right, at + reach);
+      if (reach > 0)
+        drawing += svg_rect(begin, y - 1.2, end - begin, 2.4, "class=\"ink" + colour + "\"");
+      if (s.count > 1)
+        for (const double value : panel.values[r])
+          if (std::isfinite(value))
+            drawing += "<circle class=\"seed ink" + colour + "\" cx=\"" +
+                       fixed(axis.at(panel.scale * value), 1) + "\" cy=\"" + fixed(y, 1) +
+                       "\" r=\"3\"/>";
+      drawing += "<circle class=\"mean ink" + colour + "\" cx=\"" + fixed(at, 1) + "\" cy=\"" +
+                 fixed(y, 1) + "\" r=\"5.5\"><title>" +
+                 escape_html(names[r] + ": " + fixed(panel.scale * s.mean, 2)) +
+                 "</title></circle>";
+      description += names[r] + " " + fixed(panel.scale * s.mean, 2) + ", ";
+    }
+  }
+  return svg_begin(480, bottom + 26, title, description) + drawing + "</svg>\n";
+}
+
+/// The chart of a table: its first column, and beside it what the paper has, or the second column.
+inline std::string chart_of(const PaperResult& result) {
+  const PaperTable& table = result.table;
+  std::vector<std::string> names;
+  std::vector<DotPanel> panels;
+  for (const PaperRow& row : table.rows) names.push_back(row.name);
+  const bool has_paper = !table.paper_title.empty();
+  const std::size_t num_drawn = has_paper ? 1 : std::min<std::size_t>(table.num_drawn,
+                                                                      table.columns.size());
+  for (std::size_t c = 0; c < num_drawn; ++c) {
+    const PaperColumn& column = table.columns[c];
+    panels.push_back({column.title, {}, column.scale, 0, 0, static_cast<int>(c)});
+    for (const SeedValues& row : result.rows) {
+      const auto found = row.find(column.name);
+      panels.back().values.push_back(found == row.end() ? std::vector<double>() : found->second);
+    }
+  }
+  if (has_paper) {
+    panels.push_back({table.paper_title, {}, 1, 0, 0, 1});
+    for (const PaperRow& row : table.rows)
+      panels.back().values.push_back(std::isfinite(row.paper) ? std::vector<double>{row.paper}
+                                                              : std::vector<double>());
+  }
+  panels.back().right = 470;
+  if (panels.size() == 1) {
+    panels[0].left = 196;
+  } else {
+    panels[0].left = 196, panels[0].right = has_paper ? 350 : 322;
+    panels[1].left = has_paper ? 378 : 350;
+  }
+  return dot_chart(table.title, names, panels);
+}
+
+// TABLES ------------------------------------------------------------------------------------------
+
+/// "39,370", "1.2 M" for what is long.
+inline std::string count_text(Index count) { return grouped(static_cast<double>(count)); }
+
+/// "95.3 \u00b1 0.4", "95.3" of one seed, "diverged" if a seed has no finite value.
+inline std::string cell_text(const std::vector<double>& values, const PaperColumn& column) {
+  const Statistics s = statistics_of(values);
+  if (!std::isfinite(s.mean)) return "diverged";
+  return mean_and_deviation(s, column.decimals, column.scale, " \u00b1 ");
+}
+
+inline std::string table_of(const PaperResult& result) {
+  const PaperTable& table = result.table;
+  std::string html = "<div class=\"scroll\"><table><thead><tr><th scope=\"col\">model</th>";
+  const auto head = [&html](const std::string& title) {
+    html += "<th scope=\"col\">" + escape_html(title) + "</th>";
+  };
+  const auto cell = [&html](const std::string& text) {
+    html += "<td>" + escape_html(text) + "</td>";
+  };
+  for (const PaperColumn& column : table.columns) head(column.title);
+  head("parameters"), head("MFLOP"), head("s");
+  const bool has_paper = !table.paper_title.empty();
+  if (has_paper) head("paper"), head("its size");
+  html += "</tr></thead><tbody>";
+  for (std::size_t r = 0; r < table.rows.size(); ++r) {
+    const PaperRow& row = table.rows[r];
+    html += "<tr><th scope=\"row\">" + escape_html(row.name) + "</th>";
+    for (const PaperColumn& column : table.columns) {
+      const auto found = result.rows[r].find(column.name);
+      cell(found == result.rows[r].end() ? "" : cell_text(found->second, column));
+    }
+    cell(row.is_baseline() ? "" : count_text(row.setting.parameters));
+    cell(row.is_baseline() ? "" : fixed(static_cast<double>(row.setting.flops) * 1e-6, 2));
+    const auto seconds = result.rows[r].find("seconds");
+    cell(seconds == result.rows[r].end() ? ""
+                                         : fixed(statistics_of(seconds->second).mean, 1));
+    if (has_paper) {
+      cell(std::isfinite(row.paper) ? fixed(row.paper, 1) : "");
+      cell(row.paper_size);
+    }
+    html += "</tr>";
+  }
+  return html + "</tbody></table></div>\n";
+}
+
+/// What the comparisons came to: the same way, the other way, within the noise.
+struct VerdictCount {
+  std::size_t same = 0, other = 0, unclear = 0;
+};
+inline VerdictCount count_verdicts(const std::vector<PaperResult>& results) {
+  VerdictCount count;
+  for (const PaperResult& result : results)
+    for (const PaperVerdict& v : result.verdicts)
+      ++(!v.is_clear() ? count.unclear : v.is_same_way() ? count.same : count.other);
+  return count;
+}
+
+inline std::string verdicts_of(const PaperResult& result) {
+  if (result.verdicts.empty() && result.remarks.empty()) return "";
+  std::string html = "<ul class=\"verdicts\">";
+  for (const PaperVerdict& v : result.verdicts)
+    html += std::string("<li class=\"") +
+            (!v.is_clear() ? "unclear" : v.is_same_way() ? "same" : "other") + "\">" +
+            escape_html(sentence_of(v, column_named(result.table, v.claim.column).decimals)) +
+            "</li>\n";
+  for (const std::string& remark : result.remarks)
+    html += "<li class=\"remark\">" + escape_html(remark) + "</li>\n";
+  return html + "</ul>\n";
+}
+
+// THE PAGE ----------------------------------------------------------------------------------------
+
+struct PaperPage {
+  std::string title, subtitle, notice;   // notice: stands out, such as that this is the quick run
+  std::vector<std::string> introduction;  // paragraphs
+  std::vector<PaperResult> results;
+  NamedValues summary, settings;
+  std::vector<std::string> method;  // paragraphs
+};
+
+inline const char* paper_style() {
+  return R"css(
+.notice{border-left:4px solid var(--s1);padding:10px 16px;margin-top:24px;background:var(--card)}
+.text p,.about{max-width:46em;margin-top:12px}
+.about{margin:0 0 18px}
+.pair{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:20px 36px;
+background:var(--card);border:1px solid var(--line);border-radius:10px;padding:22px 24px}
+.pair .scroll{margin-top:0;font-size:14px}.pair table{width:100%}
+.pair td{white-space:nowrap}.pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
+.pair th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
+.pair tbody th{color:var(--ink)}.pair td:last-child,.pair th:last-child{padding-right:0}
+.seed{opacity:.38}.mean{stroke:var(--card);stroke-width:1.5}
+.verdicts{list-style:none;padding:14px 0 0;margin:0;grid-column:1/-1;font-size:14.5px;
+border-top:1px solid var(--line);display:grid;gap:7px}
+.verdicts li{padding-left:22px;position:relative}
+.verdicts li::before{content:"";position:absolute;left:2px;top:.42em;width:10px;height:10px;
+border-radius:50%;border:2px solid var(--quiet)}
+.verdicts .same::before{background:var(--s2);border-color:var(--s2)}
+.verdicts .other::before{background:var(--wrong);border-color:var(--wrong);border-radius:2px}
+.verdicts .remark::before{border-radius:0;border:0;background:var(--quiet);height:2px;top:.72em}
+.contents{columns:2 300px;list-style:none;padding:0;margin-top:20px;font-size:15px}
+.contents li{padding:2px 0}a{color:var(--s0);text-decoration-thickness:1px;
+text-underline-offset:3px}
+@media (max-width:860px){.pair{grid-template-columns:minmax(0,1fr);padding:16px}
+.pair svg{max-width:600px}}
+@media (max-width:560px){.pair svg{font-size:16px}}
+)css";
+}
+
+inline std::string paper_html(const PaperPage& page) {
+  std::string html =
+      "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
+      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
+      "<meta http-equiv=\"Content-Security-Policy\" "
+      "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+      "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
+      escape_html(page.title) + "</title>\n<style>" + style_sheet() + paper_style() +
+      "</style></head>\n<body><main>\n<header><h1>" + escape_html(page.title) + "</h1><p>" +
+      escape_html(page.subtitle) + "</p></header>\n";
+  const auto list = [&html](const char* name, const NamedValues& values) {
+    html += std::string("<dl class=\"") + name + "\">";
+    for (const auto& [key, value] : values)
+      html += "<div><dt>" + escape_html(key) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
+    html += "</dl>\n";
+  };
+  const auto text = [&html](const std::vector<std::string>& paragraphs) {
+    html += "<div class=\"text\">";
+    for (const std::string& p : paragraphs) html += "<p>" + escape_html(p) + "</p>\n";
+    html += "</div>\n";
+  };
+  if (!page.notice.empty()) html += "<p class=\"notice\">" + escape_html(page.notice) + "</p>\n";
+  list("summary", page.summary);
+  text(page.introduction);
+  html += "<ul class=\"contents\">";
+  for (const PaperResult& result : page.results)
+    html += "<li><a href=\"#" + result.table.id + "\">(" + result.table.id + ") " +
+            escape_html(result.table.title) + "</a></li>\n";
+  html += "</ul>\n";
+  for (const PaperResult& result : page.results)
+    html += "<section id=\"" + result.table.id + "\"><h2>(" + result.table.id + ") " +
+            escape_html(result.table.title) + "</h2><p class=\"about\">" +
+            escape_html(result.table.about) + "</p>\n<div class=\"pair\"><div>" +
+            chart_of(result) + "</div>" + table_of(result) + verdicts_of(result) +
+            "</div></section>\n";
+  html += "<section><h2>How it was measured</h2>";
+  text(page.method);
+  list("settings", page.settings);
+  return html + "</section></main></body></html>\n";
+}
+
+}  // namespace widenet::support
+
+#endif  // WIDENET_EXAMPLES_SUPPORT_PAPER_PAGE_HPP
