@@ -291,4 +291,4 @@ FORCE:
 -include $(wildcard build/*/*.d build/cuda/*/*.d)
 
 .DELETE_ON_ERROR:
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):[^=].*/\1/p' $(firstword $(MAKEFILE_LIST))) FORCE
+.PHONY: $(shell sed -nE 's/^([a-z-]+):([^=].*)?$$/\1/p' $(firstword $(MAKEFILE_LIST))) FORCE
