@@ -80,6 +80,12 @@ cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad
                      -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
                      -Xcompiler -Wall,-Wextra,-ffp-contract=off
 
+# The CUDA build for a GPU that the host plays (tests/emulated_gpu): only the launches of kernels,
+# which are no C++, are written anew.
+emulated_compiler := $(CXX) -std=c++17 -O2 $(if $(ARCH),-march=$(ARCH)) -ffp-contract=off \
+                     -DWIDENET_CUDA=1 -Ibuild/emulated -isystem tests/emulated_gpu -I. -Iexamples \
+                     -isystem $(EIGEN_DIR) $(STRICTLY)
+
 # FILES ============================================================================================
 
 TESTS       := $(wildcard tests/*.cpp)
@@ -89,6 +95,7 @@ BENCHES     := $(wildcard tests/bench/*.cpp)
 test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
+emulated_program := build/emulated/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out build/examples/demo build/examples/train_%,$(example_programs))
 exercise_folder  := $(notdir $(wildcard examples/exercises/$(N)_* examples/exercises/0$(N)_*))
@@ -168,6 +175,10 @@ test-cuda: cuda  ## the tests on a GPU, where there is one
 	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
 	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi
 
+test-emulated: $(emulated_program)  ## the tests of the CUDA build on an emulated GPU: no GPU needed
+	+@$(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
+	+@EMULATED_ORDER=reverse $(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
+
 install: build/install/widenet.pc  ## install header, pkg-config file, CMake package: PREFIX=...
 	@mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig" \
 	  "$(DESTDIR)$(PREFIX)/share/cmake/widenet"
@@ -208,7 +219,7 @@ need-cuda:
 	@command -v $(NVCC) > /dev/null || { echo "cuda: there is no $(NVCC) here: install the CUDA \
 	toolkit (developer.nvidia.com/cuda-downloads) or say where it is, NVCC=..."; exit 1; }
 
-flag_folders := tests examples exercises bench sanitize cuda
+flag_folders := tests examples exercises bench sanitize cuda emulated
 $(flag_folders:%=build/%/flags): build/%/flags: FORCE | need-basics
 	@mkdir -p $(@D)
 	@now='$($*_compiler)'; now="$$now; $$($(firstword $($*_compiler)) --version | tr '\n' ' ')"; \
@@ -255,6 +266,17 @@ build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 	@mkdir -p $(@D); echo "$(NVCC) $<"
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
 
+build/emulated/widenet.hpp: widenet.hpp build/emulated/flags
+	$(Q)sed -E 's/^( *)([a-z_:]+)<<<(.*), (.*)>>>\((.*)\);/\1emulated_gpu::launch(\3, \4, [=] { \2(\5); });/' \
+	  $< > $@ && ! grep -n '<<<' $@
+
+build/emulated/%.o: tests/%.cpp build/emulated/flags build/emulated/widenet.hpp | need-tests
+	@echo "$(CXX) emulating a GPU: $<"
+	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
+
+$(emulated_program): $(TESTS:tests/%.cpp=build/emulated/%.o)
+	$(Q)$(emulated_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
+
 build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
 	@mkdir -p $(@D)
 	@PREFIX="$(PREFIX)" tests/install/generate.sh $(@D)
@@ -265,5 +287,5 @@ FORCE:
 .DELETE_ON_ERROR:
 .PHONY: demo test test-slow test-all check-examples exercise check-exercises check-demo \
         check-vision check-language check-golden expected golden sanitize lint format bench \
-        bench-torch cuda test-cuda install test-install clean help FORCE need-basics need-tests \
+        bench-torch cuda test-cuda test-emulated install test-install clean help FORCE need-basics need-tests \
         need-sanitize need-install need-bench need-torch need-lint need-cuda
