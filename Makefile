@@ -81,6 +81,12 @@ cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad
                      -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
                      -Xcompiler -Wall,-Wextra,-ffp-contract=off
 
+# The CUDA build for a GPU that the host plays (tests/emulated_gpu): only the launches of kernels,
+# which are no C++, are written anew.
+emulated_compiler := $(CXX) -std=c++17 -O1 $(if $(ARCH),-march=$(ARCH)) -ffp-contract=off \
+                     -DWIDENET_CUDA=1 -Ibuild/emulated -isystem tests/emulated_gpu -I. -Iexamples \
+                     -isystem $(EIGEN_DIR) $(STRICTLY)
+
 # FILES ============================================================================================
 
 TESTS       := $(wildcard tests/*.cpp)
@@ -90,6 +96,7 @@ BENCHES     := $(wildcard tests/bench/*.cpp)
 test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
+emulated_program := build/emulated/widenet_tests
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out $(addprefix build/examples/,demo paper train_%),$(example_programs))
 page_writers     := $(addprefix build/examples/,report demo train_vision train_language)
@@ -192,6 +199,10 @@ test-cuda: cuda  ## the tests on a GPU, where there is one
 	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
 	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi
 
+test-emulated: $(emulated_program)  ## the tests of the CUDA build on an emulated GPU: no GPU needed
+	+@$(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
+	+@EMULATED_ORDER=reverse $(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
+
 install: build/install/widenet.pc  ## install header, pkg-config file, CMake package: PREFIX=...
 	@mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig" \
 	  "$(DESTDIR)$(PREFIX)/share/cmake/widenet"
@@ -282,6 +293,17 @@ $(cuda_program): $(TESTS:tests/%.cpp=build/cuda/tests/%.o)
 build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 	@mkdir -p $(@D); echo "$(NVCC) $<"
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
+
+build/emulated/widenet.hpp: widenet.hpp build/emulated/flags
+	$(Q)sed -E 's/^( *)([a-z_:]+)<<<(.*), (.*)>>>\((.*)\);/\1emulated_gpu::launch(\3, \4, [=] { \2(\5); });/' \
+	  $< > $@ && ! grep -n '<<<' $@
+
+build/emulated/%.o: tests/%.cpp build/emulated/flags build/emulated/widenet.hpp | need-tests
+	@echo "$(CXX) emulating a GPU: $<"
+	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
+
+$(emulated_program): $(TESTS:tests/%.cpp=build/emulated/%.o)
+	$(Q)$(emulated_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
 
 build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
 	@mkdir -p $(@D)

@@ -1,0 +1,334 @@
+// A GPU that the host plays: as much of the CUDA runtime as the CUDA build of widenet.hpp calls, so
+// that its kernels, its copies and its use of device memory can be tested where there is no GPU.
+//
+//   Lanes     the 32 threads of a warp are fibers that take turns; shuffles and ballots make them
+//             wait for each other, and lanes that wait at different places are an error
+//   Stream    calls that are asynchronous on a GPU are queued, and done as late as the rules allow:
+//             when the host waits, not before
+//   Memory    what cudaMalloc hands out is filled with NaN, and the host is killed if it touches it
+//   Order     EMULATED_ORDER=reverse runs blocks, warps and lanes from the last to the first; a
+//             kernel without races gives the same bits
+//
+// Not emulated: the speed of a GPU, its limits on memory per block and registers, kernels that reach
+// for the host's memory (a GPU would refuse; here they succeed), and writes beyond a buffer's end.
+
+#ifndef WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
+#define WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
+
+#include <csetjmp>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#define __device__
+#define __host__
+#define __global__
+
+struct Dimension { unsigned x = 0; };
+inline Dimension threadIdx, blockIdx, blockDim;
+
+namespace emulated_gpu {
+
+[[noreturn]] inline void die(const char* why) {
+  std::fprintf(stderr, "emulated GPU: %s\n", why);
+  std::abort();
+}
+
+inline bool is_reversed() {
+  static const char* const order = std::getenv("EMULATED_ORDER");
+  return order && std::string(order) == "reverse";
+}
+
+/// f(0), ..., f(n - 1), or the other way round.
+template <class F>
+void in_order(unsigned n, const F& f) {
+  for (unsigned i = 0; i < n; ++i) f(is_reversed() ? n - 1 - i : i);
+}
+
+// MEMORY -------------------------------------------------------------------------------------------
+
+/// Device memory: one range of addresses that only the GPU's own work may touch.
+class Memory {
+ public:
+  static constexpr std::size_t capacity = std::size_t(1) << 34;
+
+  Memory() {
+    void* const range = mmap(nullptr, capacity, PROT_NONE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) die("no addresses for the device memory");
+    begin_ = static_cast<char*>(range);
+  }
+  /// The address of `bytes` new bytes, all 0xff (as floats: NaN), or null if there is no room.
+  void* allocate(std::size_t bytes) {
+    bytes = (bytes + 4095) / 4096 * 4096;
+    void* block;
+    if (auto reusable = free_.find(bytes); reusable != free_.end()) {
+      block = reusable->second;
+      free_.erase(reusable);
+    } else {
+      if (bytes > capacity - used_) return nullptr;
+      block = begin_ + used_;
+      used_ += bytes;
+    }
+    sizes_[block] = bytes;
+    open();
+    std::memset(block, 0xff, bytes);
+    close();
+    return block;
+  }
+  void release(void* block) {
+    const auto found = sizes_.find(block);
+    if (found == sizes_.end()) die("cudaFree of what cudaMalloc never returned");
+    free_.emplace(found->second, block);
+    sizes_.erase(found);
+  }
+  std::size_t num_free() const { return capacity - used_; }
+  void open() { mprotect(begin_, used_, PROT_READ | PROT_WRITE); }
+  void close() { mprotect(begin_, used_, PROT_NONE); }
+
+ private:
+  char* begin_ = nullptr;
+  std::size_t used_ = 0;
+  std::multimap<std::size_t, void*> free_;
+  std::map<void*, std::size_t> sizes_;
+};
+
+// LANES --------------------------------------------------------------------------------------------
+
+/// The 32 lanes of a warp, each with a stack of its own. A lane runs until it ends or waits for the
+/// others; when all wait at the same exchange, all go on.
+class Warp {
+ public:
+  static constexpr int num_lanes = 32;
+
+  Warp() {
+    for (Lane& lane : lanes_) {
+      lane.stack.resize(std::size_t(1) << 17);
+      getcontext(&lane.context);
+      lane.context.uc_stack.ss_sp = lane.stack.data();
+      lane.context.uc_stack.ss_size = lane.stack.size();
+      lane.context.uc_link = nullptr;
+      makecontext(&lane.context, &Warp::live, 0);
+    }
+  }
+  static Warp& instance() {
+    static Warp* const warp = new Warp;
+    return *warp;
+  }
+  /// kernel() in all lanes of the warp whose first thread is `first_thread` of its block.
+  void run(unsigned first_thread, const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    for (Lane& lane : lanes_) lane.is_done = false, lane.num_exchanges = 0;
+    do {
+      in_order(num_lanes, [&](unsigned l) {
+        threadIdx.x = first_thread + l;
+        resume(l);
+      });
+      for (const Lane& lane : lanes_)
+        if (lane.is_done != lanes_[0].is_done || lane.num_exchanges != lanes_[0].num_exchanges)
+          die("the lanes of a warp wait at different places");
+    } while (!lanes_[0].is_done);
+  }
+  /// What lane `from` brought to this exchange. Exchanges use two boards in turn: nobody can be two
+  /// ahead, so nobody overwrites what another has yet to read.
+  template <class Get>
+  auto exchange(unsigned long long mine, const Get& get) {
+    Lane& lane = lanes_[current_];
+    unsigned long long* const board = boards_[lane.num_exchanges++ % 2];
+    board[current_] = mine;
+    const unsigned l = current_;
+    if (_setjmp(lane.state) == 0) _longjmp(scheduler_, 1);
+    return get(board, l);
+  }
+
+ private:
+  struct Lane {
+    std::vector<char> stack;
+    ucontext_t context;
+    std::jmp_buf state;
+    bool is_started = false, is_done = false;
+    long num_exchanges = 0;
+  };
+
+  /// The life of a lane: kernel after kernel.
+  static void live() {
+    Warp& warp = instance();
+    for (;;) {
+      (*warp.kernel_)();
+      Lane& lane = warp.lanes_[warp.current_];
+      lane.is_done = true;
+      if (_setjmp(lane.state) == 0) _longjmp(warp.scheduler_, 1);
+    }
+  }
+  void resume(unsigned l) {
+    current_ = l;
+    if (_setjmp(scheduler_) != 0) return;
+    Lane& lane = lanes_[l];
+    if (lane.is_started) _longjmp(lane.state, 1);
+    lane.is_started = true;
+    setcontext(&lane.context);
+  }
+
+  Lane lanes_[num_lanes];
+  std::jmp_buf scheduler_;
+  const std::function<void()>* kernel_ = nullptr;
+  unsigned current_ = 0;
+  unsigned long long boards_[2][num_lanes] = {};
+};
+
+// STREAM -------------------------------------------------------------------------------------------
+
+class Device {
+ public:
+  static Device& instance() {
+    static Device* const device = new Device;  // never destroyed: globals of a program may hold
+    return *device;                            // device memory to the end
+  }
+  void enqueue(std::function<void()> work) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    stream_.push_back(std::move(work));
+    if (stream_.size() > 4096) synchronize();  // a GPU's queue is bounded, too
+  }
+  void synchronize() {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    memory_.open();
+    for (const std::function<void()>& work : stream_) work();
+    stream_.clear();
+    memory_.close();
+  }
+  template <class F>
+  auto with_memory(const F& f) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    return f(memory_);
+  }
+  int last_error = 0;
+
+ private:
+  std::recursive_mutex mutex_;
+  std::vector<std::function<void()>> stream_;
+  Memory memory_;
+};
+
+/// kernel<<<blocks, threads>>>()
+template <class Kernel>
+void launch(unsigned blocks, unsigned threads, const Kernel& kernel) {
+  if (blocks == 0 || threads == 0 || threads > 1024 || threads % Warp::num_lanes != 0) {
+    Device::instance().last_error = 9;  // cudaErrorInvalidConfiguration
+    return;
+  }
+  Device::instance().enqueue([blocks, threads, run = std::function<void()>(kernel)] {
+    blockDim.x = threads;
+    in_order(blocks, [&](unsigned block) {
+      blockIdx.x = block;
+      in_order(threads / Warp::num_lanes,
+               [&](unsigned w) { Warp::instance().run(w * Warp::num_lanes, run); });
+    });
+  });
+}
+
+}  // namespace emulated_gpu
+
+// WHAT KERNELS CALL --------------------------------------------------------------------------------
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lane_mask) {
+  static_assert(sizeof(T) <= sizeof(unsigned long long), "a lane hands over at most 8 bytes");
+  unsigned long long mine = 0, theirs;
+  std::memcpy(&mine, &value, sizeof(T));
+  theirs = emulated_gpu::Warp::instance().exchange(
+      mine, [=](const unsigned long long* board, unsigned lane) {
+        return board[lane ^ static_cast<unsigned>(lane_mask)];
+      });
+  std::memcpy(&value, &theirs, sizeof(T));
+  return value;
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  return emulated_gpu::Warp::instance().exchange(
+      vote, [](const unsigned long long* board, unsigned) {
+        unsigned votes = 0;
+        for (unsigned l = 0; l < 32; ++l) votes |= static_cast<unsigned>(board[l]) << l;
+        return votes;
+      });
+}
+inline unsigned __popc(unsigned bits) { return static_cast<unsigned>(__builtin_popcount(bits)); }
+
+// WHAT THE HOST CALLS ------------------------------------------------------------------------------
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+using cudaEvent_t = int*;
+enum { cudaEventDisableTiming = 2 };
+
+inline const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaSuccess                 ? "no error"
+         : status == cudaErrorMemoryAllocation ? "out of memory"
+                                               : "invalid configuration argument";
+}
+inline cudaError_t cudaGetLastError() {
+  return static_cast<cudaError_t>(std::exchange(emulated_gpu::Device::instance().last_error, 0));
+}
+inline cudaError_t cudaDeviceSynchronize() {
+  emulated_gpu::Device::instance().synchronize();
+  return cudaSuccess;
+}
+template <class T>
+cudaError_t cudaMalloc(T** block, std::size_t bytes) {
+  *block = emulated_gpu::Device::instance().with_memory(
+      [&](emulated_gpu::Memory& memory) { return memory.allocate(bytes); });
+  if (*block) return cudaSuccess;
+  emulated_gpu::Device::instance().last_error = cudaErrorMemoryAllocation;
+  return cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* block) {  // waits for the device, as CUDA's does
+  emulated_gpu::Device::instance().synchronize();
+  if (block)
+    emulated_gpu::Device::instance().with_memory(
+        [&](emulated_gpu::Memory& memory) { memory.release(block); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
+  *free = emulated_gpu::Device::instance().with_memory(
+      [](emulated_gpu::Memory& memory) { return memory.num_free(); });
+  *total = emulated_gpu::Memory::capacity;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMallocHost(void** block, std::size_t bytes) {
+  *block = std::malloc(bytes);
+  return *block ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFreeHost(void* block) {
+  std::free(block);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                                   int /*stream*/) {
+  emulated_gpu::Device::instance().enqueue([=] { std::memcpy(to, from, bytes); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  cudaMemcpyAsync(to, from, bytes, kind, 0);
+  return cudaDeviceSynchronize();
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, int /*stream*/) {
+  emulated_gpu::Device::instance().enqueue([=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  static int any;
+  *event = &any;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, int /*stream*/) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
+
+#endif
