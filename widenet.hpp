@@ -2044,25 +2044,30 @@ void refuse_choices(std::int32_t* asking, std::int32_t* slot, const std::int32_t
 template <class T> void first_gates(T* key, const T* gate, Index N, Index K) {
   for_each(N, [=] WIDENET_KERNEL(Index n) { key[n] = gate[n * K]; });
 }
-/// order[rank] = first + i, where rank counts the larger keys and, among equal ones, the earlier;
-/// NaN is the smallest. All pairs are compared: n^2 work, for orders of priority that only
-/// comparisons with other code ask for.
+/// Orders each group of n keys: order[first + rank] = row, where rank counts the larger keys of the
+/// group and, among equal ones, the earlier; NaN is the smallest. All pairs are compared: n^2 work,
+/// for orders of priority that only comparisons with other code ask for.
 template <class T>
-void order_by_key(std::int32_t* order, const T* key, Index first, Index n) {
-  for_each_row(n, n, [=] WIDENET_KERNEL(Index i, Team team) {
-    const bool is_nan = key[i] != key[i];
+void order_by_key(std::int32_t* order, const T* key, Index groups, Index n) {
+  for_each_row(groups * n, n, [=] WIDENET_KERNEL(Index row, Team team) {
+    const Index first = row / n * n, i = row % n;
+    const T* const k = key + first;
+    const bool is_nan = k[i] != k[i];
     const std::int32_t rank = team.sum<std::int32_t>(n, [=](Index j) {
-      const bool is_larger = is_nan ? key[j] == key[j] : key[j] > key[i];
-      const bool is_equal = is_nan ? key[j] != key[j] : key[j] == key[i];
+      const bool is_larger = is_nan ? k[j] == k[j] : k[j] > k[i];
+      const bool is_equal = is_nan ? k[j] != k[j] : k[j] == k[i];
       return is_larger || (is_equal && j < i) ? 1 : 0;
     });
-    if (team.first()) order[rank] = static_cast<std::int32_t>(first + i);
+    if (team.first()) order[first + rank] = static_cast<std::int32_t>(row);
   });
 }
-/// Turns an order of tokens into one of choices: all first choices, then all second choices.
-inline void order_choices_of(std::int32_t* choices, const std::int32_t* tokens, Index N, Index K) {
-  for_each(N * K, [=] WIDENET_KERNEL(Index i) {
-    choices[i] = static_cast<std::int32_t>(tokens[i % N] * K + i / N);
+/// Turns an order of the N tokens of each group (null: as they are numbered) into one of choices:
+/// all first choices, then all second choices.
+inline void order_choices_of(std::int32_t* choices, const std::int32_t* tokens, Index groups,
+                             Index N, Index K) {
+  for_each(groups * N * K, [=] WIDENET_KERNEL(Index at) {
+    const Index i = at % (N * K), place = at / (N * K) * N + i % N;
+    choices[at] = static_cast<std::int32_t>((tokens ? tokens[place] : place) * K + i / N);
   });
 }
 /// Queues up the choices of each expert in the given order (null: as they are numbered). Of every
@@ -3891,25 +3896,25 @@ namespace detail {
 /// numbers.
 template <class T>
 Buffer<std::int32_t> order_of_priority(Priority priority, const Routing<T>& r, const Rng* rng) {
-  if (priority == Priority::token_major) return {};
+  if (priority == Priority::token_major || (priority == Priority::random && !rng)) return {};
   const Buffer<std::int32_t> order(r.N * r.K);
-  const bool by_token = priority == Priority::choice_major || priority == Priority::batch_priority;
-  const Index n = by_token ? r.N : r.N * r.K, group = n / r.groups;
+  if (priority == Priority::choice_major) {
+    kernel::order_choices_of(order.data(), nullptr, r.groups, r.N / r.groups, r.K);
+    return order;
+  }
+  const bool by_token = priority == Priority::batch_priority;
+  const Index n = by_token ? r.N : r.N * r.K;
   const Buffer<T> key(n);
-  if (priority == Priority::choice_major || (priority == Priority::random && !rng))
-    kernel::fill(key.data(), T(0), n);
-  else if (priority == Priority::batch_priority)
+  if (by_token)
     kernel::first_gates(key.data(), r.gate.data(), r.N, r.K);
   else if (priority == Priority::highest_gate)
     copy(key.data(), r.gate.data(), static_cast<std::size_t>(n) * sizeof(T));
   else
     kernel::fill_uniform(key.data(), *rng, T(0), T(1), n);
   const Buffer<std::int32_t> first = by_token ? Buffer<std::int32_t>(n) : order;
-  for (Index i = 0; i < n; i += group) {
-    kernel::order_by_key(first.data() + i, key.data() + i, i, group);
-    if (by_token)
-      kernel::order_choices_of(order.data() + i * r.K, first.data() + i, group, r.K);
-  }
+  kernel::order_by_key(first.data(), key.data(), r.groups, n / r.groups);
+  if (by_token)
+    kernel::order_choices_of(order.data(), first.data(), r.groups, r.N / r.groups, r.K);
   return order;
 }
 
