@@ -243,7 +243,7 @@ need-cuda:
 	@command -v $(NVCC) > /dev/null || { echo "cuda: there is no $(NVCC) here: install the CUDA \
 	toolkit (developer.nvidia.com/cuda-downloads) or say where it is, NVCC=..."; exit 1; }
 
-flag_folders := tests examples exercises bench sanitize tools cuda
+flag_folders := tests examples exercises bench sanitize tools cuda emulated
 $(flag_folders:%=build/%/flags): build/%/flags: FORCE | need-basics
 	@mkdir -p $(@D)
 	@now='$($*_compiler)'; now="$$now; $$($(firstword $($*_compiler)) --version | tr '\n' ' ')"; \

@@ -212,6 +212,7 @@ class Device {
     return f(memory_);
   }
   int last_error = 0;
+  long num_waits = 0;  // of the host, for results or memory
 
  private:
   std::recursive_mutex mutex_;
@@ -278,19 +279,21 @@ inline cudaError_t cudaGetLastError() {
   return static_cast<cudaError_t>(std::exchange(emulated_gpu::Device::instance().last_error, 0));
 }
 inline cudaError_t cudaDeviceSynchronize() {
+  ++emulated_gpu::Device::instance().num_waits;
   emulated_gpu::Device::instance().synchronize();
   return cudaSuccess;
 }
 template <class T>
 cudaError_t cudaMalloc(T** block, std::size_t bytes) {
-  *block = emulated_gpu::Device::instance().with_memory(
-      [&](emulated_gpu::Memory& memory) { return memory.allocate(bytes); });
+  ++emulated_gpu::Device::instance().num_waits;
+  *block = static_cast<T*>(emulated_gpu::Device::instance().with_memory(
+      [&](emulated_gpu::Memory& memory) { return memory.allocate(bytes); }));
   if (*block) return cudaSuccess;
   emulated_gpu::Device::instance().last_error = cudaErrorMemoryAllocation;
   return cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void* block) {  // waits for the device, as CUDA's does
-  emulated_gpu::Device::instance().synchronize();
+  cudaDeviceSynchronize();
   if (block)
     emulated_gpu::Device::instance().with_memory(
         [&](emulated_gpu::Memory& memory) { memory.release(block); });
@@ -329,6 +332,9 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t, int /*stream*/) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaDeviceSynchronize(); }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {  // waits for copies from the host only
+  emulated_gpu::Device::instance().synchronize();
+  return cudaSuccess;
+}
 
 #endif
