@@ -97,8 +97,11 @@ test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 emulated_program := build/emulated/widenet_tests
+emulated_examples := $(addprefix build/emulated/examples/,autograd routing_by_hand checkpoint \
+                      validate)
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
-shown_examples   := $(filter-out $(addprefix build/examples/,demo paper train_%),$(example_programs))
+shown_examples   := $(filter-out $(addprefix build/examples/,demo paper train_%), \
+                      $(example_programs))
 page_writers     := $(addprefix build/examples/,report demo train_vision train_language)
 exercise_folder  := $(notdir $(wildcard examples/exercises/$(N)_* examples/exercises/0$(N)_*))
 shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp solution.cpp wrong_*.cpp))
@@ -201,7 +204,12 @@ test-cuda: cuda  ## the tests on a GPU, where there is one
 
 test-emulated: $(emulated_program)  ## the tests of the CUDA build on an emulated GPU: no GPU needed
 	+@$(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
-	+@EMULATED_ORDER=reverse $(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
+
+check-emulated: $(emulated_examples) build/examples/validate  ## its examples, and its bits
+	+@RUN="$(RUN)" tests/tools/check_examples.sh $(emulated_examples)
+	+@tests/tools/check_bits.sh build/examples/validate build/emulated/examples/validate
+	+@EMULATED_ORDER=reverse tests/tools/check_bits.sh build/examples/validate \
+	  build/emulated/examples/validate
 
 install: build/install/widenet.pc  ## install header, pkg-config file, CMake package: PREFIX=...
 	@mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig" \
@@ -295,12 +303,16 @@ build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
 
 build/emulated/widenet.hpp: widenet.hpp build/emulated/flags
-	$(Q)sed -E 's/^( *)([a-z_:]+)<<<(.*), (.*)>>>\((.*)\);/\1emulated_gpu::launch(\3, \4, [=] { \2(\5); });/' \
-	  $< > $@ && ! grep -n '<<<' $@
+	$(Q)sed -E "s/([a-z_:]+)<<<(.*)>>>\((.*)\);/emulated_gpu::launch(\2, [=] { \1(\3); });/" $< > $@
+	$(Q)! grep -n '<<<' $@
 
 build/emulated/%.o: tests/%.cpp build/emulated/flags build/emulated/widenet.hpp | need-tests
 	@echo "$(CXX) emulating a GPU: $<"
 	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
+
+build/emulated/examples/%: examples/%.cpp build/emulated/flags build/emulated/widenet.hpp
+	@mkdir -p $(@D); echo "$(CXX) emulating a GPU: $<"
+	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
 
 $(emulated_program): $(TESTS:tests/%.cpp=build/emulated/%.o)
 	$(Q)$(emulated_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
@@ -310,7 +322,7 @@ build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
 	@PREFIX="$(PREFIX)" tests/install/generate.sh $(@D)
 
 FORCE:
--include $(wildcard build/*/*.d build/cuda/*/*.d)
+-include $(wildcard build/*/*.d build/*/*/*.d)
 
 .DELETE_ON_ERROR:
 .PHONY: $(shell sed -nE 's/^([a-z-]+):([^=].*)?$$/\1/p' $(firstword $(MAKEFILE_LIST))) FORCE

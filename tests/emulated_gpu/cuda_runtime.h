@@ -9,8 +9,8 @@
 //   Order     EMULATED_ORDER=reverse runs blocks, warps and lanes from the last to the first; a
 //             kernel without races gives the same bits
 //
-// Not emulated: the speed of a GPU, its limits on memory per block and registers, kernels that reach
-// for the host's memory (a GPU would refuse; here they succeed), and writes beyond a buffer's end.
+// Not emulated: a GPU's speed, its limits on registers and memory per block, kernels that reach
+// for the host's memory (a GPU refuses, this one does not), and writes beyond the end of a buffer.
 
 #ifndef WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
 #define WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
@@ -55,7 +55,7 @@ void in_order(unsigned n, const F& f) {
   for (unsigned i = 0; i < n; ++i) f(is_reversed() ? n - 1 - i : i);
 }
 
-// MEMORY -------------------------------------------------------------------------------------------
+// MEMORY ------------------------------------------------------------------------------------------
 
 /// Device memory: one range of addresses that only the GPU's own work may touch.
 class Memory {
@@ -103,7 +103,7 @@ class Memory {
   std::map<void*, std::size_t> sizes_;
 };
 
-// LANES --------------------------------------------------------------------------------------------
+// LANES -------------------------------------------------------------------------------------------
 
 /// The 32 lanes of a warp, each with a stack of its own. A lane runs until it ends or waits for the
 /// others; when all wait at the same exchange, all go on.
@@ -186,7 +186,7 @@ class Warp {
   unsigned long long boards_[2][num_lanes] = {};
 };
 
-// STREAM -------------------------------------------------------------------------------------------
+// STREAM ------------------------------------------------------------------------------------------
 
 class Device {
  public:
@@ -239,7 +239,7 @@ void launch(unsigned blocks, unsigned threads, const Kernel& kernel) {
 
 }  // namespace emulated_gpu
 
-// WHAT KERNELS CALL --------------------------------------------------------------------------------
+// WHAT KERNELS CALL -------------------------------------------------------------------------------
 
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lane_mask) {
@@ -263,10 +263,18 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
 }
 inline unsigned __popc(unsigned bits) { return static_cast<unsigned>(__builtin_popcount(bits)); }
 
-// WHAT THE HOST CALLS ------------------------------------------------------------------------------
+// WHAT THE HOST CALLS -----------------------------------------------------------------------------
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9
+};
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice
+};
 using cudaEvent_t = int*;
 enum { cudaEventDisableTiming = 2 };
 

@@ -6,7 +6,7 @@ passed=0 failed=0
 for program; do
   name=${program##*/}
   expected=examples/expected/$name.txt
-  printed=build/examples/$name.txt
+  printed=$program.txt
   why=
   if ! ${RUN:-} "$program" > "$printed" 2> "$printed.err" < /dev/null; then
     why="fails: $(tail -n 3 "$printed.err")"
