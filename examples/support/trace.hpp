@@ -78,8 +78,8 @@ struct Trace {
   Traced<T> moe_output;                    // (D), combined; or what the dense FFN gives
 };
 
-/// The place of every choice in the queue of its expert: 1 is served first, 0 did not ask. Order and
-/// draws are those of `route`, made again by the same functions from the same numbers.
+/// The place of every choice in the queue of its expert: 1 is served first, 0 did not ask. Order
+/// and draws are those of `route`, made again by the same functions from the same numbers.
 ///
 ///   Shapes    a routing of N tokens, made by `block`  ->  N K places
 template <class T>
