@@ -3430,13 +3430,23 @@ struct LayerNorm {
 /// What a layer leaves, for all tokens, with a forward pass that is asked for it: see BlockRecord.
 template <class T>
 struct AttentionRecord {
-  Tensor<T> q, k, v, mixed;          // (B, T, D); mixed: the values as the heads weight them
+  Tensor<T> q, k, v, mixed;           // (B, T, D); mixed: the values as the heads weight them
   Buffer<std::uint8_t> key_mask;
 };
 template <class T>
 struct HiddenRecord {
   Tensor<T> before_gelu, after_gelu;  // (B, T, F) or (E, C, F); the latter after dropout, too
 };
+
+namespace detail {
+
+/// Leaves a tensor in a record, and its gradient when backward has run.
+template <class T>
+[[gnu::cold, gnu::noinline]] void keep(Tensor<T>& place, const Tensor<T>& x) {
+  place = x.require_gradient();
+}
+
+}  // namespace detail
 
 /// Multi-head self-attention: y = attention(x Wq + bq, x Wk + bk, x Wv + bv) Wo + bo.
 template <class T>
@@ -3451,9 +3461,11 @@ struct Attention {
     // One after the other, so that dx is the same sum with every compiler.
     const Tensor<T> values = v(x), keys = k(x), queries = q(x);
     const Tensor<T> mixed = attention(queries, keys, values, heads, key_mask);
-    if (record)
-      *record = {queries.require_gradient(), keys.require_gradient(), values.require_gradient(),
-                 mixed.require_gradient(), key_mask};
+    if (record) {
+      detail::keep(record->q, queries), detail::keep(record->k, keys);
+      detail::keep(record->v, values), detail::keep(record->mixed, mixed);
+      record->key_mask = key_mask;
+    }
     return o(mixed);
   }
 };
@@ -3471,10 +3483,10 @@ struct FeedForward {
                        const Training* training, Index block, bool gelu_at_output = false,
                        HiddenRecord<T>* record = nullptr) const {
     Tensor<T> hidden = fc1(x);
-    if (record) record->before_gelu = hidden.require_gradient();
+    if (record) detail::keep(record->before_gelu, hidden);
     hidden = dropout_in(training, Purpose::hidden_dropout, block, gelu(hidden, form),
                         dropout_fraction);
-    if (record) record->after_gelu = hidden;
+    if (record) detail::keep(record->after_gelu, hidden);
     const Tensor<T> y = gelu_at_output ? gelu(fc2(hidden), form) : fc2(hidden);
     return dropout_in(training, Purpose::output_dropout, block, y, dropout_fraction);
   }
@@ -3733,8 +3745,6 @@ struct Routing {
   double noise_deviation = 0;              // of normal noise
   Tensor<T> gate;                          // (N, K)
   Index usable = 0;                        // slots of an expert that a group of tokens may fill
-  Buffer<std::int32_t> order;              // (N K): choices as they were served; empty: 0, 1, ...
-  Buffer<std::int32_t> asking;             // (N, K): expert, or -1 if the choice asked for no slot
   Buffer<std::int32_t> expert, slot;       // (N, K)
   Buffer<std::int32_t> choice_of_slot;     // (E, C): n*K + k, or -1 where empty
   Buffer<std::int32_t> load, kept;         // (E): choices before and after dropping
@@ -4003,7 +4013,7 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                         "route: a replay must have N * K = ", r.N * r.K, " gates or none; got ",
                         replay->gate.size());
     detail::require_valid_choices<T>(*replay, r);
-    r.expert = r.asking = replay->expert, r.slot = replay->slot;
+    r.expert = replay->expert, r.slot = replay->slot;
     gates();
     renormalize_gates(GateRule::renormalized, {});
     kernel::replay_slots(r.choice_of_slot.data(), r.load.data(), r.kept.data(), r.expert.data(),
@@ -4017,17 +4027,16 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     }
     kernel::top_k(r.expert.data(), score.data(), r.N, r.E, r.K);
     gates();
-    r.order = detail::order_of_priority(rules.priority, r, priority_rng);
+    const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
     renormalize_gates(GateRule::renormalized, {});
-    r.asking = r.expert;
+    Buffer<std::int32_t> asking = r.expert;
     if (rules.second_choice_threshold > 0 && priority_rng) {
-      r.asking = Buffer<std::int32_t>(r.N * r.K);
-      kernel::refuse_choices(r.asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
+      asking = Buffer<std::int32_t>(r.N * r.K);
+      kernel::refuse_choices(asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
                              *priority_rng, T(rules.second_choice_threshold), r.N * r.K, r.K);
     }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
-                         r.asking.data(), r.order.data(), r.groups, group * r.K, r.E, r.C,
-                         r.usable);
+                         asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, r.usable);
     kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
                           r.N, r.E, r.K, r.K);  // those that did not ask, too
   }
@@ -4234,13 +4243,13 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
   gemm_grouped(false, false, E, C, F, D, in(x.data(), D), weight(w1), T(0), out(h.data(), F),
                row(b1), kept.data());
   Tensor<T> recorded;  // h, in memory of its own: backward overwrites the other
-  if (record) recorded = Tensor<T>(Shape{E, C, F}, h.clone()).require_gradient();
+  if (record) detail::keep(recorded, Tensor<T>(Shape{E, C, F}, h.clone()));
   {
     const Buffer<T> g(E * C * F);
     kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
     if (drop.is_on)
       kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
-    if (record) *record = {recorded, Tensor<T>(Shape{E, C, F}, g)};
+    if (record) record->before_gelu = recorded, record->after_gelu = Tensor<T>(Shape{E, C, F}, g);
     gemm_grouped(false, false, E, C, D, F, in(g.data(), F), weight(w2), T(0), out(y.data(), D),
                  row(b2), kept.data());
   }
@@ -4553,6 +4562,11 @@ struct BlockRecord {
     LayerNorm<T> norm;
     Tensor<T> input, normed, change, sum;  // (B, T, D): normed by norm, change by f
   };
+  [[gnu::cold]] void keep_routing(const Tensor<T>& of_experts, const Routing<T>& r) {
+    detail::keep(results, of_experts);
+    routing = r;
+    for (const Tensor<T>& x : {r.logits, r.probabilities, r.gate}) x.require_gradient();
+  }
   Index block = 0;         // which block to record
   Sublayer attention, ffn;
   AttentionRecord<T> heads;
@@ -4704,9 +4718,11 @@ class Encoder {
     const Tensor<T> h = is_pre ? norm(x, config_.layer_norm_eps) : x;
     const Tensor<T> y = sublayer(h), sum = x + y;
     const Tensor<T> normed = is_pre ? h : norm(sum, config_.layer_norm_eps);
-    if (record)
-      *record = {norm, x.require_gradient(), normed.require_gradient(), y.require_gradient(),
-                 sum.require_gradient()};
+    if (record) {
+      record->norm = norm;
+      detail::keep(record->input, x), detail::keep(record->normed, normed);
+      detail::keep(record->change, y), detail::keep(record->sum, sum);
+    }
     if (is_pre) h.forget();
     return is_pre ? sum : normed;
   }
@@ -4746,11 +4762,7 @@ class Encoder {
       const Tensor<T> results =
           layer(slots, routing, config_.gelu, expert_dropout(i, pass.training()),
                 config_.gelu_at_output, hidden);
-      if (record) {
-        record->results = results.require_gradient(), record->routing = routing;
-        for (const Tensor<T>& r : {routing.logits, routing.probabilities, routing.gate})
-          r.require_gradient();
-      }
+      if (record) record->keep_routing(results, routing);
       slots.forget();
       Tensor<T> y = combine(results, routing.gate, routing);
       if (config_.conventions.dropped == DroppedValue::gated_input)

@@ -170,26 +170,27 @@ void tell_attention(const support::Trace<float>& t, Index num_tokens) {
 bool is_queue_shown(const wn::Routing<float>& r) { return r.N <= 40 && r.groups == 1; }
 
 /// Who asked for an expert, in order, and where the places end.
-void tell_queue(const wn::Routing<float>& r, Index e) {
+void tell_queue(const wn::Routing<float>& r, const std::vector<Index>& place, Index e) {
   if (!is_queue_shown(r)) return;
   std::vector<Index> queue(static_cast<std::size_t>(r.N), -1);
-  const std::vector<std::int32_t> asking = r.asking.to_vector();
-  for (Index i = 0; i < r.N * r.K; ++i)
-    if (asking[static_cast<std::size_t>(i)] == e)
-      queue[static_cast<std::size_t>(support::detail::place_in_queue(r, i) - 1)] = i / r.K;
+  const std::vector<std::int32_t> expert = r.expert.to_vector();
+  for (std::size_t i = 0; i < place.size(); ++i)
+    if (expert[i] == e && place[i] > 0)
+      queue[static_cast<std::size_t>(place[i] - 1)] = static_cast<Index>(i) / r.K;
   std::string text = "queue of expert " + std::to_string(e) + ":";
-  for (std::size_t place = 0; place < queue.size() && queue[place] >= 0; ++place)
-    text += (static_cast<Index>(place) == r.usable ? " | " : " ") + std::to_string(queue[place]);
+  for (std::size_t i = 0; i < queue.size() && queue[i] >= 0; ++i)
+    text += (static_cast<Index>(i) == r.usable ? " | " : " ") + std::to_string(queue[i]);
   say(text);
 }
 
-void tell_choices(const support::Trace<float>& t, const wn::Routing<float>& r) {
+void tell_choices(const support::Trace<float>& t, const wn::Routing<float>& r,
+                  const std::vector<Index>& place) {
   const std::string token = "Token " + std::to_string(t.token);
   if (is_queue_shown(r))
     say("Tokens queue up in the order in which they are served; behind the bar no place is left.");
   for (std::size_t k = 0; k < t.choices.size(); ++k) {
     const auto& choice = t.choices[k];
-    tell_queue(r, choice.expert);
+    tell_queue(r, place, choice.expert);
     const std::string expert = "expert " + std::to_string(choice.expert);
     const std::string asks = token + (k == 0 ? " asks for " : " also asks for ") + expert +
                              ", with gate " + number(double(choice.gate.value[0]), 3) + ".";
@@ -246,7 +247,7 @@ void tell_experts(const support::Trace<float>& t, const std::string& u) {
 }
 
 void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
-             const std::vector<wn::Routing<float>>& routings) {
+             const std::vector<wn::Routing<float>>& routings, const wn::Training* training) {
   std::printf("\nFORWARD\n");
   const bool is_pre = t.is_pre_norm;
   step("The token comes in.");
@@ -309,7 +310,7 @@ void forward(const support::Trace<float>& t, const wn::VisionConfig& config,
     equation(std::to_string(t.capacity) + " places at each expert, for " +
                  std::to_string(r.N / r.groups) + " tokens with " + std::to_string(r.K) +
                  " choices each", "[eq 3]");
-    tell_choices(t, r);
+    tell_choices(t, r, support::places_in_queue(r, c.conventions, training, t.routed_by));
     step("The experts.");
     equation("output = " + network + ",   each expert with its own W1, b1, W2, b2");
     tell_experts(t, u);
@@ -533,7 +534,7 @@ int run(const Options& o) {
     return wn::cross_entropy(out.logits, batch.labels);
   });
   introduce(o, set, config, token, block);
-  forward(trace, config, routings);
+  forward(trace, config, routings, random);
   backward(trace, encoder);
   if (!o.json.empty()) {
     std::ofstream file(o.json);

@@ -8,7 +8,7 @@
 #include "support/progress.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>    // find, stable_sort
+#include <algorithm>    // fill, find, stable_sort
 #include <cstddef>      // nullptr_t, size_t
 #include <cstdint>      // int32_t
 #include <string>       // string
@@ -78,6 +78,37 @@ struct Trace {
   Traced<T> moe_output;                    // (D), combined; or what the dense FFN gives
 };
 
+/// The place of every choice in the queue of its expert: 1 is served first, 0 did not ask. Order
+/// and draws are those of `route`, made again by the same functions from the same numbers.
+///
+///   Shapes    a routing of N tokens, made by `block`  ->  N K places
+template <class T>
+std::vector<Index> places_in_queue(const Routing<T>& routing, const Conventions& rules,
+                                   const Training* training, Index block) {
+  Routing<T> r = routing;
+  const Index n = r.N * r.K;
+  const Rng rng = training ? training->stream(Purpose::priority, block) : Rng(0);
+  std::vector<std::int32_t> asking = r.expert.to_vector();
+  if (training && rules.second_choice_threshold > 0) {
+    const Buffer<std::int32_t> asks(n), no_slot(n);
+    kernel::refuse_choices(asks.data(), no_slot.data(), r.expert.data(), r.gate.data(), rng,
+                           T(rules.second_choice_threshold), n, r.K);
+    asking = asks.to_vector();
+  }
+  const NoGrad no_graph;
+  r.gate = select_gates(rules.gate_sees_noise ? r.probabilities : router_probabilities(r.logits),
+                        r.expert, r.K);  // priority looks at gates before they are renormalised
+  const std::vector<std::int32_t> order =
+      widenet::detail::order_of_priority(rules.priority, r, training ? &rng : nullptr).to_vector();
+  std::vector<Index> place(asking.size(), 0), queue(static_cast<std::size_t>(r.E), 0);
+  for (std::size_t i = 0; i < place.size(); ++i) {
+    if (static_cast<Index>(i) % (n / r.groups) == 0) std::fill(queue.begin(), queue.end(), 0);
+    const std::size_t choice = order.empty() ? i : static_cast<std::size_t>(order[i]);
+    if (asking[choice] >= 0) place[choice] = ++queue[static_cast<std::size_t>(asking[choice])];
+  }
+  return place;
+}
+
 namespace detail {
 
 /// Row n of an array of rows of a width.
@@ -86,21 +117,6 @@ std::vector<T> row_of(const Buffer<T>& x, Index n, Index width) {
   if (x.size() == 0) return {};
   const std::vector<T> all = x.to_vector();
   return {all.begin() + n * width, all.begin() + (n + 1) * width};
-}
-
-/// How many choices had asked for an expert when choice i did, i included; 0 if i did not ask.
-template <class T>
-Index place_in_queue(const Routing<T>& r, Index i) {
-  const std::vector<std::int32_t> order = r.order.to_vector(), asking = r.asking.to_vector();
-  const auto asked = [&](Index choice) { return asking[static_cast<std::size_t>(choice)]; };
-  if (asked(i) < 0) return 0;
-  const Index group = r.N * r.K / r.groups;
-  Index place = 0;
-  for (Index j = i / group * group, choice = -1; choice != i; ++j) {
-    choice = order.empty() ? j : Index(order[static_cast<std::size_t>(j)]);
-    if (asked(choice) == asked(i)) ++place;
-  }
-  return place;
 }
 
 /// Gives parameters the gradients back that they had.
@@ -208,7 +224,8 @@ void read_attention(Trace<T>& trace, const AttentionRecord<T>& record, Index H) 
 
 /// The token's way to its experts.
 template <class T>
-void read_routing(Trace<T>& trace, const BlockRecord<T>& record) {
+void read_routing(Trace<T>& trace, const BlockRecord<T>& record, const Conventions& rules,
+                  const Training* training) {
   const Routing<T>& r = record.routing;
   const Index row = routed_row(r, trace.token);
   trace.is_routed = row >= 0, trace.capacity = r.usable;
@@ -219,10 +236,11 @@ void read_routing(Trace<T>& trace, const BlockRecord<T>& record) {
   for (std::size_t e = 0; e < trace.noise.size(); ++e) trace.noisy_logits[e] += trace.noise[e];
   const std::vector<std::int32_t> expert = row_of(r.expert, row, r.K);
   const std::vector<std::int32_t> slot = row_of(r.slot, row, r.K);
+  const std::vector<Index> place = places_in_queue(r, rules, training, trace.routed_by);
   for (std::size_t k = 0; k < expert.size(); ++k) {
     TracedChoice<T> choice;
     choice.expert = expert[k], choice.slot = slot[k];
-    choice.place = place_in_queue(r, row * r.K + static_cast<Index>(k));
+    choice.place = place[static_cast<std::size_t>(row * r.K) + k];
     trace.choices.push_back(choice);
     trace.ranked.push_back(choice.expert);
   }
@@ -291,7 +309,8 @@ Trace<T> trace(const Model<T>& model, const Input& input, Index token, Index blo
   if (config.is_moe(block))
     for (trace.routed_by = block; !config.routes(trace.routed_by);) --trace.routed_by;
   trace.balance_loss = out.balance_loss.item();
-  if (trace.routed_by >= 0) detail::read_routing(trace, record);
+  if (trace.routed_by >= 0)
+    detail::read_routing(trace, record, config.conventions, training);
   detail::read_record(trace, record, false);
   detail::read_norm(trace.norm1, record.attention.norm,
                        trace.is_pre_norm ? record.attention.input : record.attention.sum, token,
