@@ -40,15 +40,15 @@ const support::Measure dropped{&Trial::dropped, "dropped",
                                "Share of the choices that find their expert full."};
 const support::Measure router_gradient{&Trial::router_gradient, "router gradient",
                                        "Length of the gradient of the router's weights, the mean "
-                                       "over the steps.", 4, 1};
+                                       "over the steps.", 3, 1};
 const support::Measure router_change{&Trial::router_change, "router change",
                                      "How far training moved the router's weights, relative to "
                                      "their length."};
-const support::Measure divergence{&Trial::divergence, "divergence",
-                                  "Mean squared difference of the gammas of two blocks, element by "
-                                  "element.", 5, 1};
+const support::Measure divergence{&Trial::divergence, "divergence x 1000",
+                                  "A thousand times the mean squared difference of the gammas of "
+                                  "two blocks, element by element.", 2, 1000};
 const support::Measure parameters{&Trial::parameters, "parameters",
-                                  "Numbers that are learned.", 0, 1};
+                                  "Numbers that are learned.", 0, 1, true};
 
 /// Three blocks of width 32, four experts of which each token takes two, as in the quick start.
 support::Setting setting(const std::string& name) { return {name, wn::VisionConfig::toy()}; }
@@ -61,9 +61,10 @@ support::Laboratory collapse() {
   lab.question = "Eight experts, one for each token. Does the router leave some of them idle when "
                  "nothing asks it to share the work (lambda = 0)?";
   lab.expected = "Experts that are chosen learn, and are chosen more: without a balance loss a "
-                 "router is expected to collapse to a few of them. The paper adds the loss with "
-                 "lambda = 0.01, for 24 blocks and hundreds of epochs; a model as small and as "
-                 "young as this one may need more of it.";
+                 "router is expected to collapse to a few of them, so that the share of the "
+                 "busiest grows in training. The paper adds the loss with lambda = 0.01, for up to "
+                 "32 blocks and 300 epochs; a model as small and as young as this one may need "
+                 "more of it.";
   for (const double lambda : {0.0, 0.01, 0.1}) {
     lab.settings.push_back(setting("lambda " + support::fixed(lambda, lambda < 0.05 ? 2 : 1)));
     lab.settings.back().lambda = lambda;
@@ -133,7 +134,7 @@ support::Laboratory gate() {
                  "was at random. The gates of the paper are not renormalised, so that its router "
                  "learns with one expert per token, too.";
   for (const bool is_renormalised : {false, true}) {
-    lab.settings.push_back(setting(is_renormalised ? "renormalised" : "raw"));
+    lab.settings.push_back(setting(is_renormalised ? "gate = 1" : "raw gate"));
     lab.settings.back().lambda = 0;
     lab.settings.back().config.encoder.top_k = 1;
     if (is_renormalised)
@@ -159,7 +160,7 @@ support::Laboratory norm() {
                  "size of the model: they tell the shared layers in which block they are. They "
                  "differ more from each other than those of a ViT.";
   for (const bool is_shared : {true, false}) {
-    lab.settings.push_back(setting(is_shared ? "shared" : "individual"));
+    lab.settings.push_back(setting(is_shared ? "shared norms" : "own norms"));
     lab.settings.back().config.encoder.share_layer_norm = is_shared;
     lab.settings.back().config.encoder.blocks = 4;
   }

@@ -147,7 +147,7 @@ TEST_CASE("laboratory: the page has the table, the findings, and a dot for every
   CHECK(html.find("<h1>A &lt; B</h1>") != std::string::npos);
   CHECK(html.find("<td>60.0 \u00b1 14.1 %</td>") != std::string::npos);
   CHECK(html.find("B &amp; more.") != std::string::npos);
-  for (const std::string& finding : findings(lab, trials))
+  for (const std::string& finding : findings(lab, trials, " \u00b1 "))
     CHECK(html.find("<li>" + finding + "</li>") != std::string::npos);
   CHECK(count_of(html, "<svg") == 2);     // one figure for each measure
   CHECK(count_of(html, "<circle") == 8);  // two measures, two settings, two seeds
@@ -156,11 +156,18 @@ TEST_CASE("laboratory: the page has the table, the findings, and a dot for every
 
   for (auto& seeds : trials)
     for (std::size_t seed = 0; seed < 2; ++seed)
-      seeds[seed].busiest_by_step = {seed == 0 ? .25 : .75, .5};
+      seeds[seed].busiest_by_step = {seed == 0 ? .25 : .75, &seeds == &trials[0] ? .5 : .125};
   lab.curve = {&Trial::busiest_by_step, "busiest expert", "Its share."};
   CHECK(curve_chart(lab, trials).find("first goes from 50.0\u202f% to 50.0\u202f%. ") !=
         std::string::npos);
+  CHECK(findings(lab, trials).back() ==
+        "Busiest expert in training, from the first tenth of the steps to the last: first 50.0 % "
+        "to 50.0 %; second 50.0 % to 12.5 %.");
   CHECK(count_of(laboratory_html(lab, trials, {}), "<svg") == 3);
+  lab.measures[0].is_constant = true;
+  CHECK(count_of(laboratory_html(lab, trials, {}), "<svg") == 2);
+  CHECK(result_table(lab, trials)[2][1] == "95.0 %");
+  lab.measures[0].is_constant = false;
 
   trials[1][1].accuracy = std::numeric_limits<double>::quiet_NaN();  // a run that diverged
   CHECK(count_of(laboratory_html(lab, trials, {}), "<circle") == 7);

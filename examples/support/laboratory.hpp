@@ -18,6 +18,7 @@
 #include <cstdint>     // uint64_t
 #include <functional>  // function
 #include <limits>      // numeric_limits
+#include <numeric>     // iota
 #include <sstream>     // istringstream
 #include <string>      // string
 #include <vector>      // vector
@@ -137,7 +138,9 @@ struct Measure {
   std::string what;  // a sentence
   int decimals = 1;
   double scale = 100;  // 100: percent
+  bool is_constant = false;  // the same in every run: it needs no deviation and no figure
   std::string text(const Statistics& s, const std::string& plus_minus = " +- ") const {
+    if (is_constant) return text(s.mean);
     return mean_and_deviation(s, decimals, scale, plus_minus) + (scale == 100 ? " %" : "");
   }
   std::string text(double value_of_one) const {
@@ -192,11 +195,12 @@ inline std::string capitalised(std::string text) {
 
 /// What was measured, in words, and whether it is what was expected.
 inline std::string sentence(const Expectation& expected, const std::string& from,
-                            const std::string& to, const Statistics& a, const Statistics& b) {
+                            const std::string& to, const Statistics& a, const Statistics& b,
+                            const std::string& plus_minus = " +- ") {
   const Measure& m = expected.measure;
   const Comparison c = compare(a, b);
-  const std::string values = capitalised(m.name) + ": " + m.text(a) + " with " + from + ", " +
-                             m.text(b) + " with " + to;
+  const std::string values = capitalised(m.name) + ": " + m.text(a, plus_minus) + " with " + from +
+                             ", " + m.text(b, plus_minus) + " with " + to;
   const bool is_as_expected = c.difference * expected.direction > 0;
   const std::string wanted =
       expected.direction == 0 ? "" : expected.direction > 0 ? " A rise was expected."
@@ -256,13 +260,45 @@ inline Trials run_laboratory(const Laboratory& lab, Index steps, Index seeds,
   return trials;
 }
 
-/// What was measured: one sentence for each expectation.
-inline std::vector<std::string> findings(const Laboratory& lab, const Trials& trials) {
+/// The mean over the seeds of the curve of a setting, step by step.
+inline std::vector<double> mean_curve(const Laboratory& lab, const std::vector<Trial>& trials) {
+  std::vector<double> mean((trials[0].*lab.curve.values).size());
+  for (const Trial& trial : trials)
+    for (std::size_t step = 0; step < mean.size(); ++step)
+      mean[step] += (trial.*lab.curve.values)[step] / static_cast<double>(trials.size());
+  return mean;
+}
+
+/// Where the curves begin and end: the means over the first and the last tenth of the steps.
+inline std::string curve_sentence(const Laboratory& lab, const Trials& trials) {
+  std::string text = capitalised(lab.curve.name) + " in training, from the first tenth of the "
+                     "steps to the last";
+  for (std::size_t i = 0; i < trials.size(); ++i) {
+    const std::vector<double> mean = mean_curve(lab, trials[i]);
+    const std::size_t tenth = std::max<std::size_t>(1, mean.size() / 10);
+    double first = 0, last = 0;
+    for (std::size_t step = 0; step < tenth; ++step) {
+      first += mean[step] / static_cast<double>(tenth);
+      last += mean[mean.size() - 1 - step] / static_cast<double>(tenth);
+    }
+    const auto said = [&](double x) {
+      return lab.curve.is_percent ? fixed(100 * x, 1) + " %" : fixed(x, 3);
+    };
+    text += (i == 0 ? ": " : "; ") + lab.settings[i].name + " " + said(first) + " to " +
+            said(last);
+  }
+  return text + ".";
+}
+
+/// What was measured: one sentence for each expectation, and one for the curve.
+inline std::vector<std::string> findings(const Laboratory& lab, const Trials& trials,
+                                         const std::string& plus_minus = " +- ") {
   std::vector<std::string> sentences;
   for (const Expectation& e : lab.expectations)
     sentences.push_back(sentence(e, lab.settings[e.from].name, lab.settings[e.to].name,
                                  statistics_of(trials[e.from], e.measure),
-                                 statistics_of(trials[e.to], e.measure)));
+                                 statistics_of(trials[e.to], e.measure), plus_minus));
+  if (lab.curve.values) sentences.push_back(curve_sentence(lab, trials));
   return sentences;
 }
 
@@ -318,7 +354,7 @@ inline std::string laboratory_text(const Laboratory& lab, const Trials& trials) 
 
 /// One row for each setting: a dot for every seed, a bar at the mean.
 inline std::string strip_chart(const Laboratory& lab, const Trials& trials, const Measure& m) {
-  constexpr double left = 118, right = 372, row = 40, top = 12;
+  constexpr double left = 118, right = 356, row = 40, top = 12;
   double low = std::numeric_limits<double>::infinity(), high = -low;
   for (const auto& seeds : trials)
     for (const double x : values_of(seeds, m))
@@ -358,15 +394,10 @@ inline std::string strip_chart(const Laboratory& lab, const Trials& trials, cons
 inline std::string curve_chart(const Laboratory& lab, const Trials& trials) {
   LineChart chart{capitalised(lab.curve.name), "step", lab.curve.name};
   for (std::size_t i = 0; i < lab.settings.size(); ++i) {
-    Series series{lab.settings[i].name, {}, {}, static_cast<int>(i % 4), true};
-    const std::size_t steps = (trials[i][0].*lab.curve.values).size();
-    for (std::size_t step = 0; step < steps; ++step) {
-      double sum = 0;
-      for (const Trial& trial : trials[i]) sum += (trial.*lab.curve.values)[step];
-      series.x.push_back(static_cast<double>(step));
-      series.y.push_back(sum / static_cast<double>(trials[i].size()));
-    }
-    chart.series.push_back(series);
+    const std::vector<double> mean = mean_curve(lab, trials[i]);
+    std::vector<double> steps(mean.size());
+    std::iota(steps.begin(), steps.end(), 0.0);
+    chart.series.push_back({lab.settings[i].name, steps, mean, static_cast<int>(i % 4), true});
   }
   chart.is_percent = lab.curve.is_percent;
   chart.reference = lab.curve.reference, chart.reference_name = lab.curve.reference_name;
@@ -383,8 +414,9 @@ inline std::string laboratory_html(const Laboratory& lab, const Trials& trials,
       "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
       "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
       escape_html(lab.title) + "</title>\n<style>" + style_sheet() +
-      ".text{max-width:44em}.text li{margin:6px 0 0 20px}.text+h2{margin-top:40px}"
-      ".results td,.results th{padding:6px 24px 6px 0;white-space:nowrap}</style></head>\n"
+      ".text{max-width:44em;padding:0;margin-top:16px}.text li{margin:6px 0 0 18px}"
+      ".results td,.results th{padding:6px 24px 6px 0;white-space:nowrap}"
+      ".results th[scope=row]{text-align:left;color:var(--ink)}</style></head>\n"
       "<body><main>\n<header><h1>" + escape_html(lab.title) + "</h1><p>" +
       escape_html(lab.question) + "</p></header>\n<section><h2>Measured</h2>"
       "<div class=\"scroll\"><table class=\"results\">";
@@ -399,16 +431,18 @@ inline std::string laboratory_html(const Laboratory& lab, const Trials& trials,
     html += "</tr>\n";
   }
   html += "</table></div><ul class=\"text\">";
-  for (const std::string& finding : findings(lab, trials))
+  for (const std::string& finding : findings(lab, trials, " \u00b1 "))
     html += "<li>" + escape_html(finding) + "</li>\n";
   html += "</ul></section>\n<section><h2>Expected</h2><p class=\"text\">" +
           escape_html(lab.expected) + "</p></section>\n<section><h2>Seed by seed</h2>"
           "<div class=\"figures\">\n";
   if (lab.curve.values)
     html += figure(capitalised(lab.curve.name), lab.curve.what, "", curve_chart(lab, trials));
-  for (const Measure& m : lab.measures)
+  for (const Measure& m : lab.measures) {
+    if (m.is_constant) continue;
     html += figure(capitalised(m.name), m.what + " One dot for each seed, a bar at the mean.", "",
                    strip_chart(lab, trials, m));
+  }
   html += "</div></section>\n<section><h2>Settings</h2><dl class=\"settings\">";
   for (const auto& [key, value] : settings)
     html += "<div><dt>" + escape_html(key) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";

@@ -277,7 +277,7 @@ Place place_of(const Lines& header, std::size_t i, int chapter) {
     if (banner(header[place.comment])) place.comment += 2;  // the title, and an empty line
     return place;
   }
-  int depth = 0;
+  int depth = 0, parentheses = 0;  // braces inside of parentheses do not open a body
   bool was_open = false;
   while (place.end < header.size() && (!was_open || depth > 0)) {
     const std::string code = bare(header[place.end++]);
@@ -285,6 +285,8 @@ Place place_of(const Lines& header, std::size_t i, int chapter) {
                              code.find('(') == std::string::npos;
     if (place.name.empty() && !is_template) place.name = declared_name(code);
     for (const char c : code) {
+      parentheses += c == '(' ? 1 : c == ')' ? -1 : 0;
+      if (parentheses > 0) continue;
       depth += c == '{' ? 1 : c == '}' ? -1 : 0;
       was_open = was_open || c == '{';
     }
