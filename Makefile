@@ -146,10 +146,11 @@ format:  ## what clang-format would change; changes nothing
 	@for file in widenet.hpp $(TESTS) $(EXAMPLES); do \
 	  clang-format $$file | diff -u --label $$file --label formatted $$file - || true; done
 
-golden:  ## write data/golden anew: PYTHON=... with torch, safetensors, transformers, timm
+golden:  ## write data/golden and data/foreign anew: PYTHON=... with torch, transformers, timm
 	@$(PYTHON) tests/reference/make_golden.py
+	@$(PYTHON) tests/reference/make_foreign.py
 
-check-golden:  ## data/golden is what its manifest says
+check-golden:  ## data/golden and data/foreign are what their manifests say
 	@tests/tools/check_golden.sh
 
 bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.html (ARGS=--short)

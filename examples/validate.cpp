@@ -1,6 +1,7 @@
 // Checks another implementation against this one, number by number: run it without arguments.
 #include "support/compare.hpp"
 #include "support/conventions.hpp"
+#include "support/transfer.hpp"
 
 #include <cstdio>
 #include <cstring>
@@ -110,10 +111,13 @@ int main(int argc, char** argv) {
     const bool json = words.size() == 4 && words[3] == "--json";
     if (command == "compare" && (words.size() == 3 || json))
       return compare(words[1], words[2], json);
+    const support::Answer answer = support::transfer(words);
+    if (!answer.text.empty()) return std::fputs(answer.text.c_str(), stdout), answer.status;
   } catch (const wn::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
-  std::fputs(usage, words.empty() ? stdout : stderr);
+  for (const char* text : {usage, support::transfer_usage})
+    std::fputs(text, words.empty() ? stdout : stderr);
   return words.empty() ? 0 : 2;
 }
