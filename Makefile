@@ -180,10 +180,11 @@ equations: build/tools/equations  ## each equation beside its code and test: bui
 	@$(RUN) $< widenet.hpp tests/tools/equations.txt build/equations.html $(TESTS)
 	@echo "build/equations.html"
 
-golden:  ## write data/golden anew: PYTHON=... with torch, safetensors, transformers, timm
+golden:  ## write data/golden and data/foreign anew: PYTHON=... with torch, transformers, timm
 	@$(PYTHON) tests/reference/make_golden.py
+	@$(PYTHON) tests/reference/make_foreign.py
 
-check-golden:  ## data/golden is what its manifest says
+check-golden:  ## data/golden and data/foreign are what their manifests say
 	@tests/tools/check_golden.sh
 
 bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.html (ARGS=--short)

@@ -2,6 +2,7 @@
 #include "support/compare.hpp"
 #include "support/conventions.hpp"
 #include "support/explain.hpp"
+#include "support/transfer.hpp"
 
 #include <algorithm>
 #include <cstdio>
@@ -195,7 +196,8 @@ int conventions(const std::string& only) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<std::string> words(argv + 1, argv + argc);
+  const std::vector<std::string> given(argv + 1, argv + argc);
+  std::vector<std::string> words = given;
   const bool json = words.size() > 1 && words.back() == "--json";
   if (json) words.pop_back();
   const std::string command = words.empty() ? "" : words[0];
@@ -216,10 +218,13 @@ int main(int argc, char** argv) {
     for (const Command& c : commands)
       if (command == c.name && c.least + 1 <= num_words && num_words <= c.most + 1)
         return c.run(words, json);
+    const support::Answer answer = support::transfer(given);
+    if (!answer.text.empty()) return std::fputs(answer.text.c_str(), stdout), answer.status;
   } catch (const wn::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
-  std::fputs(usage, num_words == 0 ? stdout : stderr);
+  for (const char* text : {usage, support::transfer_usage})
+    std::fputs(text, num_words == 0 ? stdout : stderr);
   return num_words == 0 ? 0 : 2;
 }

@@ -167,7 +167,7 @@ TEST_CASE("import: what a tensor in the wrong place does to the outputs") {
     return [name](SafeTensors& file) {
       StoredTensor& t = file.tensors.at(name);
       REQUIRE(t.shape[0] == t.shape[1]);  // so that no shape gives it away
-      t.bytes = support::detail::with_axes(t.bytes.data(), t.shape, {1, 0}, 4);
+      t.bytes = support::foreign::with_axes(t.bytes.data(), t.shape, {1, 0}, 4);
     };
   };
   const auto swap = [](const std::string& a, const std::string& b) {

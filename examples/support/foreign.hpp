@@ -86,7 +86,7 @@ class Renamings {
   bool is_required_ = true;
 };
 
-namespace detail {
+namespace foreign {
 
 /// The values of one tensor with its axes in another order: axis i of the result is axes[i].
 inline std::vector<char> with_axes(const char* values, const Shape& shape,
@@ -147,7 +147,7 @@ inline const std::string* name_in(const SafeTensors& file, const Renaming& row) 
   return nullptr;
 }
 
-}  // namespace detail
+}  // namespace foreign
 
 /// What a table makes of a file.
 struct Renamed {
@@ -165,17 +165,17 @@ inline Renamed import_tensors(const std::vector<Renaming>& table, const SafeTens
   std::vector<std::string> expected, missing;
   std::set<std::string> used;
   for (const Renaming& row : table) {
-    const std::string* const name = detail::name_in(theirs, row);
+    const std::string* const name = foreign::name_in(theirs, row);
     if (row.is_required) expected.push_back(row.theirs[0]);
     if (!name && row.is_required) missing.push_back(row.theirs[0]);
     if (name) used.insert(*name);
   }
-  if (used.empty()) detail::fail_unknown(source, theirs, expected);
+  if (used.empty()) foreign::fail_unknown(source, theirs, expected);
   require<IoError>(missing.empty(), "import: ", source,
                    ": every tensor of the model must be there; got none named ",
-                   detail::list_of(missing));
+                   foreign::list_of(missing));
   for (const Renaming& row : table) {
-    const std::string* const name = detail::name_in(theirs, row);
+    const std::string* const name = foreign::name_in(theirs, row);
     if (!name) continue;
     const StoredTensor& tensor = theirs.at(*name);
     require<IoError>(tensor.shape == row.shape, "import: ", source, ": ", *name,
@@ -183,15 +183,15 @@ inline Renamed import_tensors(const std::vector<Renaming>& table, const SafeTens
     require<IoError>(tensor.dtype == "F32", "import: ", source, ": ", *name,
                      " must have type F32; got ", tensor.dtype,
                      "; hint: model.float() before saving");
-    const Shape part = detail::part_of(row);
+    const Shape part = foreign::part_of(row);
     for (std::size_t i = 0; i < row.ours.size(); ++i) {
       const std::size_t bytes = tensor.bytes.size() / row.ours.size();
       result.file.tensors[row.ours[i]] = {
           tensor.dtype, row.our_shape,
-          detail::with_axes(tensor.bytes.data() + i * bytes, part, row.axes, 4)};
+          foreign::with_axes(tensor.bytes.data() + i * bytes, part, row.axes, 4)};
     }
   }
-  for (const std::string& name : detail::names_of(theirs))
+  for (const std::string& name : foreign::names_of(theirs))
     (used.count(name) > 0 ? result.used : result.rest).push_back(name);
   return result;
 }
@@ -210,7 +210,7 @@ inline Renamed export_tensors(const std::vector<Renaming>& table, const SafeTens
                                      [&](const std::string& n) { return names.count(n) > 0; });
     if (!names.empty() && chosen == row.theirs.end()) continue;
     if (!row.is_required && ours.tensors.count(row.ours[0]) == 0) continue;
-    const Shape part = detail::part_of(row);
+    const Shape part = foreign::part_of(row);
     std::vector<Index> back(row.axes.size()), extents;
     for (std::size_t i = 0; i < row.axes.size(); ++i) {
       back[static_cast<std::size_t>(row.axes[i])] = static_cast<Index>(i);
@@ -223,7 +223,7 @@ inline Renamed export_tensors(const std::vector<Renaming>& table, const SafeTens
                        " must be F32 of shape ", row.our_shape, "; got ", stored.dtype, " of ",
                        stored.shape);
       const std::vector<char> bytes =
-          detail::with_axes(stored.bytes.data(), Shape(extents), back, 4);
+          foreign::with_axes(stored.bytes.data(), Shape(extents), back, 4);
       tensor.bytes.insert(tensor.bytes.end(), bytes.begin(), bytes.end());
       written.insert(name);
     }
@@ -306,7 +306,7 @@ class ForeignSettings {
 
 // KINDS -------------------------------------------------------------------------------------------
 
-namespace detail {
+namespace foreign {
 
 /// What every layer of ours has in common with theirs, under their names for it.
 struct BlockNames {
@@ -354,7 +354,7 @@ inline void require_held(Index count, const SafeTensors& theirs, const std::stri
                    " blocks or experts for ", held, " tensors");
 }
 
-}  // namespace detail
+}  // namespace foreign
 
 /// HF ViT: the names of files on the hub, and those that transformers 5 has in memory.
 ///
@@ -362,14 +362,14 @@ inline void require_held(Index count, const SafeTensors& theirs, const std::stri
 inline std::vector<Renaming> hf_vit_table(const VisionConfig& c) {
   const EncoderConfig& e = c.encoder;
   Renamings table({"vit.", ""});
-  detail::add_patches(table, "embeddings.cls_token", "embeddings.position_embeddings",
+  foreign::add_patches(table, "embeddings.cls_token", "embeddings.position_embeddings",
                       "embeddings.patch_embeddings.projection", c);
   for (Index i = 0; i < e.blocks; ++i) {
     const std::string block = std::to_string(i) + ".";
     const auto both = [&](const std::string& hub, const std::string& memory) {
       return std::vector<std::string>{"encoder.layer." + block + hub, "layers." + block + memory};
     };
-    detail::BlockNames names;
+    foreign::BlockNames names;
     names.norm1 = both("layernorm_before", "layernorm_before");
     names.norm2 = both("layernorm_after", "layernorm_after");
     names.q = both("attention.attention.query", "attention.q_proj");
@@ -378,7 +378,7 @@ inline std::vector<Renaming> hf_vit_table(const VisionConfig& c) {
     names.o = both("attention.output.dense", "attention.o_proj");
     names.fc1 = both("intermediate.dense", "mlp.fc1");
     names.fc2 = both("output.dense", "mlp.fc2");
-    detail::add_block(table, names, "blocks." + block, "blocks." + block, e);
+    foreign::add_block(table, names, "blocks." + block, "blocks." + block, e);
   }
   table.norm({"layernorm"}, "norm", e.width);
   table.optional_from_here();
@@ -394,14 +394,14 @@ inline std::vector<Renaming> hf_vit_table(const VisionConfig& c) {
 inline std::vector<Renaming> timm_vit_table(const VisionConfig& c) {
   const EncoderConfig& e = c.encoder;
   Renamings table({""});
-  detail::add_patches(table, "cls_token", "pos_embed", "patch_embed.proj", c);
+  foreign::add_patches(table, "cls_token", "pos_embed", "patch_embed.proj", c);
   for (Index i = 0; i < e.blocks; ++i) {
     const std::string block = "blocks." + std::to_string(i) + ".";
-    detail::BlockNames names;
+    foreign::BlockNames names;
     names.norm1 = {block + "norm1"}, names.norm2 = {block + "norm2"};
     names.qkv = {block + "attn.qkv"}, names.o = {block + "attn.proj"};
     names.fc1 = {block + "mlp.fc1"}, names.fc2 = {block + "mlp.fc2"};
-    detail::add_block(table, names, block, block, e);
+    foreign::add_block(table, names, block, block, e);
   }
   table.norm({"norm"}, "norm", e.width);
   table.optional_from_here();
@@ -428,12 +428,12 @@ inline std::vector<Renaming> hf_albert_table(const LanguageConfig& c) {
     const std::string layer =
         "encoder.albert_layer_groups." + std::to_string(g) + ".albert_layers.0.";
     const std::string ours = e.share_attention ? "shared." : "blocks." + std::to_string(g) + ".";
-    detail::BlockNames names;
+    foreign::BlockNames names;
     names.norm1 = {layer + "attention.LayerNorm"}, names.norm2 = {layer + "full_layer_layer_norm"};
     names.q = {layer + "attention.query"}, names.k = {layer + "attention.key"};
     names.v = {layer + "attention.value"}, names.o = {layer + "attention.dense"};
     names.fc1 = {layer + "ffn"}, names.fc2 = {layer + "ffn_output"};
-    detail::add_block(table, names, ours, ours, e);
+    foreign::add_block(table, names, ours, ours, e);
   }
   table.optional_from_here();
   table.linear({"pooler"}, "pooler", D, D);
@@ -493,10 +493,10 @@ inline VisionConfig hf_vit_config(const ForeignSettings& settings, const SafeTen
   e.dense_hidden = settings.count("intermediate_size");
   e.gelu = settings.gelu("hidden_act"), e.layer_norm_eps = settings.eps("layer_norm_eps");
   e.experts = 0, e.share_attention = e.share_router = e.share_experts = false;
-  detail::require_held(e.blocks, file, settings.source());
+  foreign::require_held(e.blocks, file, settings.source());
   const auto classifier = file.tensors.find("classifier.weight");
   const bool has_classifier = classifier != file.tensors.end();
-  c.classes = has_classifier ? detail::rows_of(classifier->second) : e.width;
+  c.classes = has_classifier ? foreign::rows_of(classifier->second) : e.width;
   c.has_pre_logits = !has_classifier && (file.tensors.count("pooler.dense.weight") > 0 ||
                                          file.tensors.count("vit.pooler.dense.weight") > 0);
   if (c.has_pre_logits) settings.only("pooler_act", "tanh");
@@ -528,7 +528,7 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   c.image_height = sides[0], c.image_width = sides[1];
   for (const char* name : {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"})
     if (file.tensors.count(name) == 0)
-      detail::fail_unknown(settings.source(), file,
+      foreign::fail_unknown(settings.source(), file,
                            {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "..."});
   const Shape& patches = file.at("patch_embed.proj.weight").shape;
   require<IoError>(patches.rank() == 4 && patches.num_values() > 0, "import: ", settings.source(),
@@ -542,12 +542,12 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   EncoderConfig& e = c.encoder;
   e.width = patches[0], e.heads = args.count("num_heads"), e.blocks = 0;
   while (file.tensors.count("blocks." + std::to_string(e.blocks) + ".norm1.weight") > 0) ++e.blocks;
-  e.dense_hidden = detail::rows_of(file.at("blocks.0.mlp.fc1.weight"));
+  e.dense_hidden = foreign::rows_of(file.at("blocks.0.mlp.fc1.weight"));
   e.gelu = args.has("act_layer") ? args.gelu("act_layer") : Gelu::erf;
   e.layer_norm_eps = settings.has("layer_norm_eps") ? settings.eps("layer_norm_eps") : 1e-6;
   e.experts = 0, e.share_attention = e.share_router = e.share_experts = false;
   const auto head = file.tensors.find("head.weight");
-  c.classes = head != file.tensors.end() ? detail::rows_of(head->second) : e.width;
+  c.classes = head != file.tensors.end() ? foreign::rows_of(head->second) : e.width;
   return c;
 }
 
@@ -573,8 +573,8 @@ inline LanguageConfig hf_albert_config(const ForeignSettings& settings, const Sa
                        groups);
   e.share_attention = e.share_router = e.share_experts = e.share_layer_norm = groups == 1;
   const auto classifier = file.tensors.find("classifier.weight");
-  if (groups > 1) detail::require_held(groups, file, settings.source());
-  if (classifier != file.tensors.end()) c.classes = detail::rows_of(classifier->second);
+  if (groups > 1) foreign::require_held(groups, file, settings.source());
+  if (classifier != file.tensors.end()) c.classes = foreign::rows_of(classifier->second);
   return c;
 }
 
@@ -588,10 +588,10 @@ inline SwitchConfig hf_switch_config(const ForeignSettings& settings, const Safe
   if (c.activation != "relu") settings.gelu("dense_act_fn");
   const Index layers = settings.count("num_layers");
   const Index step = settings.count("encoder_sparse_step");
-  detail::require_held(std::max(layers, c.experts), file, settings.source());
+  foreign::require_held(std::max(layers, c.experts), file, settings.source());
   for (Index i = 0; i < layers; ++i)
     if (step == 1 || i % step == 1) c.sparse_blocks.push_back(i);
-  detail::require_held(static_cast<Index>(c.sparse_blocks.size()) * c.experts, file,
+  foreign::require_held(static_cast<Index>(c.sparse_blocks.size()) * c.experts, file,
                        settings.source());
   return c;
 }
@@ -606,14 +606,14 @@ struct Imported {
   std::vector<std::string> initial;  // ours that their file does not hold: heads
 };
 
-namespace detail {
+namespace foreign {
 
 /// The initial values of what their file does not hold. A model without a classifier gets the
 /// identity, so that its logits are what it pools.
 template <class Model>
 void add_initial(const Model& model, Imported& imported) {
   SafeTensors initial;
-  widenet::detail::store(initial, model.parameters());
+  detail::store(initial, model.parameters());
   for (auto& entry : initial.tensors) {
     if (!imported.file.tensors.emplace(entry.first, entry.second).second) continue;
     imported.initial.push_back(entry.first);
@@ -638,7 +638,7 @@ void complete(const Config& config, Imported& imported) {
   imported.file.metadata["config"] = to_json(config);
 }
 
-}  // namespace detail
+}  // namespace foreign
 
 inline const std::vector<std::string>& foreign_kinds() {
   static const std::vector<std::string> kinds = {"hf_albert", "hf_vit", "timm_vit", "hf_switch"};
@@ -661,22 +661,23 @@ inline Imported import_foreign(const std::string& kind, const SafeTensors& their
   const ForeignSettings settings(json, source);
   const std::vector<std::string>& kinds = foreign_kinds();
   require<ConfigError>(std::find(kinds.begin(), kinds.end(), kind) != kinds.end(),
-                       "import: a kind must be one of ", detail::list_of(kinds), "; got ", kind);
+                       "import: a kind must be one of ", foreign::list_of(kinds), "; got ", kind);
   Imported imported;
   if (kind == "hf_albert") {
     const LanguageConfig c = hf_albert_config(settings, theirs);
-    widenet::detail::require_no_violations("import", c.violations());
-    imported = detail::renamed(hf_albert_table(c), theirs, source);
-    detail::complete<LanguageModel<float>>(c, imported);
+    detail::require_no_violations("import", c.violations());
+    imported = foreign::renamed(hf_albert_table(c), theirs, source);
+    foreign::complete<LanguageModel<float>>(c, imported);
   } else if (kind == "hf_switch") {
-    imported = detail::renamed(hf_switch_table(hf_switch_config(settings, theirs)), theirs, source);
+    const SwitchConfig c = hf_switch_config(settings, theirs);
+    imported = foreign::renamed(hf_switch_table(c), theirs, source);
   } else {
     const bool is_timm = kind == "timm_vit";
     const VisionConfig c =
         is_timm ? timm_vit_config(settings, theirs) : hf_vit_config(settings, theirs);
-    widenet::detail::require_no_violations("import", c.violations());
-    imported = detail::renamed(is_timm ? timm_vit_table(c) : hf_vit_table(c), theirs, source);
-    detail::complete<VisionModel<float>>(c, imported);
+    detail::require_no_violations("import", c.violations());
+    imported = foreign::renamed(is_timm ? timm_vit_table(c) : hf_vit_table(c), theirs, source);
+    foreign::complete<VisionModel<float>>(c, imported);
   }
   imported.file.metadata["foreign.kind"] = kind;
   imported.file.metadata["foreign.config"] = config;
@@ -706,7 +707,7 @@ struct Exported {
   std::vector<std::string> rest;  // ours that they have no name for, such as other heads
 };
 
-namespace detail {
+namespace foreign {
 
 /// What kind of model theirs is, or ConfigError that says what must hold.
 inline void require_theirs(bool holds, const std::string& kind, const char* rule,
@@ -772,7 +773,7 @@ inline std::string hf_albert_settings(const LanguageConfig& c) {
   return out.str();
 }
 
-}  // namespace detail
+}  // namespace foreign
 
 /// Makes ours theirs: the inverse of an import, bit for bit, if the file came from one of the same
 /// kind; otherwise under the first of their names and with settings that say the same as ours.
@@ -798,32 +799,32 @@ inline Exported export_foreign(const std::string& kind, const SafeTensors& ours,
   } else if (kind == "hf_albert") {
     const LanguageConfig c = language_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
-    detail::require_theirs(e.experts == 0 && !e.gelu_at_output && !e.is_pre_norm &&
+    foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && !e.is_pre_norm &&
                                e.share_attention == e.share_experts &&
                                e.share_attention == e.share_layer_norm,
                            kind, "dense, post-norm, and share all layers or none", config);
-    table = hf_albert_table(c), settings = detail::hf_albert_settings(c);
+    table = hf_albert_table(c), settings = foreign::hf_albert_settings(c);
   } else if (kind == "hf_vit" || kind == "timm_vit") {
     const VisionConfig c = vision_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
-    detail::require_theirs(e.experts == 0 && !e.gelu_at_output && e.is_pre_norm &&
+    foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && e.is_pre_norm &&
                                e.has_final_norm && !e.share_attention && !e.share_experts &&
                                !e.share_layer_norm && c.class_token == ClassToken::trained,
                            kind, "dense, pre-norm, with a trained class token, and share nothing",
                            config);
     if (kind == "hf_vit") {
-      detail::require_theirs(c.pooling == Pooling::class_token, kind, "pooled by its class token",
+      foreign::require_theirs(c.pooling == Pooling::class_token, kind, "pooled by its class token",
                              config);
-      table = hf_vit_table(c), settings = detail::hf_vit_settings(c);
+      table = hf_vit_table(c), settings = foreign::hf_vit_settings(c);
     } else {
-      detail::require_theirs(c.pooling != Pooling::mean && !c.has_pre_logits &&
+      foreign::require_theirs(c.pooling != Pooling::mean && !c.has_pre_logits &&
                                  (is_back || e.layer_norm_eps == 1e-6),
                              kind, "without pre_logits, pooled by class_token or patch_mean, and "
                                    "have a layer_norm_eps of 1e-6", config);
-      table = timm_vit_table(c), settings = detail::timm_vit_settings(c);
+      table = timm_vit_table(c), settings = foreign::timm_vit_settings(c);
     }
   } else {
-    fail<ConfigError>("export: a kind must be one of ", detail::list_of(foreign_kinds()), "; got ",
+    fail<ConfigError>("export: a kind must be one of ", foreign::list_of(foreign_kinds()), "; got ",
                       kind);
   }
   Renamed r = export_tensors(table, ours, names);

@@ -32,7 +32,7 @@ struct Judged {
   bool departs() const { return !name.empty(); }
 };
 
-namespace detail {
+namespace replaying {
 
 /// The name under which a dump holds a result, or "".
 inline std::string key_of(const SafeTensors& dump, const std::string& name) {
@@ -80,7 +80,7 @@ inline CaseOfExperts case_of_experts(const GoldenCase& c, const SafeTensors& fil
                        "got ", c.op);
   CaseOfExperts result;
   GivenFields reader{c.settings};
-  widenet::detail::visit_encoder(result.config, reader);
+  detail::visit_encoder(result.config, reader);
   require<ConfigError>(result.config.experts > 0, "replay: the case must have experts; got ",
                        result.config.experts);
   result.is_stage = c.op == "mixture" || c.op == "block";
@@ -207,7 +207,7 @@ inline std::vector<double> rows_of_choices(const std::vector<double>& slots, con
   return rows;
 }
 
-}  // namespace detail
+}  // namespace replaying
 
 /// Runs a case with the decisions of a dump: with its experts, and its slots, gates and noise where
 /// it has them. Five questions, each from what they had at that point, so that an error counts
@@ -227,7 +227,7 @@ inline std::vector<double> rows_of_choices(const std::vector<double>& slots, con
 ///             experts of every routing; ValueError if its choices make no routing
 inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& file,
                                        const SafeTensors& dump) {
-  const detail::CaseOfExperts about = detail::case_of_experts(c, file);
+  const replaying::CaseOfExperts about = replaying::case_of_experts(c, file);
   const EncoderConfig& e = about.config;
   const auto own = run_golden<double>(c, file);
   SafeTensors replayed = file;
@@ -235,32 +235,32 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
     replayed.tensors.erase("in." + name);
     replayed.add("in." + name, shape, values);
   };
-  std::vector<detail::TheirRouting> routings;
+  std::vector<replaying::TheirRouting> routings;
   for (const std::string& name : own.order) {
     const std::size_t end = name.size() < 6 ? 0 : name.size() - 6;
     if (name.substr(end) != "expert") continue;
-    detail::TheirRouting r;
+    replaying::TheirRouting r;
     r.prefix = name.substr(0, end), r.N = own.shapes.at(name)[0];
     const std::string number = about.is_stage ? "" : std::to_string(routings.size());
     const std::string dot = about.is_stage ? "" : ".";
     const auto theirs = [&](const std::string& what) {
-      const std::string key = detail::key_of(dump, r.prefix + what);
+      const std::string key = replaying::key_of(dump, r.prefix + what);
       return key.empty() ? std::vector<double>() : numbers_of(dump, key);
     };
-    r.expert = detail::whole_numbers(theirs("expert"));
+    r.expert = replaying::whole_numbers(theirs("expert"));
     require<IoError>(static_cast<Index>(r.expert.size()) == r.N * e.top_k,
                      "replay: a dump must hold ", name, " with ", r.N * e.top_k, " values; got ",
                      r.expert.size());
-    r.slot = detail::whole_numbers(theirs("slot"));
+    r.slot = replaying::whole_numbers(theirs("slot"));
     r.has_slots = !r.slot.empty();
-    if (!r.has_slots) r.slot = detail::slots_in_order(r.expert);
+    if (!r.has_slots) r.slot = replaying::slots_in_order(r.expert);
     require<IoError>(r.slot.size() == r.expert.size(), "replay: a dump must hold ", r.prefix,
                      "slot with ", r.N * e.top_k, " values; got ", r.slot.size());
-    r.packed = detail::without_gaps(r.expert, r.slot);
+    r.packed = replaying::without_gaps(r.expert, r.slot);
     r.gate = theirs("gate");
     require<IoError>(r.gate.empty() || r.gate.size() == r.expert.size(), "replay: ", r.prefix,
                      "gate must have ", r.expert.size(), " values; got ", r.gate.size());
-    const std::string noise = "noise" + dot + number, noise_key = detail::key_of(dump, noise);
+    const std::string noise = "noise" + dot + number, noise_key = replaying::key_of(dump, noise);
     if (!noise_key.empty())
       set(noise, {r.N, e.experts}, numbers_of(dump, noise_key));
     if (replayed.tensors.count("in." + noise) > 0)
@@ -275,28 +275,28 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
                      "replay: ", r.prefix, "logits must have ", r.N * e.experts, " values; got ",
                      r.logits.size());
     const std::string source =
-        detail::key_of(dump, r.prefix + (r.gate.empty() ? "logits" : "gate"));
+        replaying::key_of(dump, r.prefix + (r.gate.empty() ? "logits" : "gate"));
     r.is_float = !source.empty() && dump.at(source).dtype == "F32";
     routings.push_back(r);
   }
-  const Conventions rules = detail::with_room(e.conventions);
+  const Conventions rules = replaying::with_room(e.conventions);
   const auto exact = run_golden<double>(c, replayed, &rules);
   const auto error32 = float_errors(c, replayed, exact, 9, &rules);
 
   Judged before{"before the router", "the inputs"}, logits{"router logits", "the inputs"};
   Judged choices{"choices", "their logits"}, slots{"slots", "their choices"};
   Judged gates{"gates", "their logits and choices"}, experts{"experts", "their routing"};
-  for (detail::TheirRouting& r : routings) {
+  for (replaying::TheirRouting& r : routings) {
     if (r.logits.empty()) r.logits = exact.values.at(r.prefix + "logits");
-    if (r.is_float) detail::judge_decisions<float>(r, about, choices, slots, gates);
-    else detail::judge_decisions<double>(r, about, choices, slots, gates);
+    if (r.is_float) replaying::judge_decisions<float>(r, about, choices, slots, gates);
+    else replaying::judge_decisions<double>(r, about, choices, slots, gates);
   }
   const std::set<std::string> first = {"logits", "probabilities", "routing.0.logits",
                                        "routing.0.probabilities"};
   const std::set<std::string> no_expert = {"loss", "main_loss", "balance_loss", "importance"};
   bool is_behind = false;
   for (const std::string& name : exact.order) {
-    const std::string key = detail::key_of(dump, name);
+    const std::string key = replaying::key_of(dump, name);
     const bool is_router = first.count(name) > 0;
     is_behind = is_behind || is_router;
     const bool is_value = exact.values.count(name) > 0 && name.find("gate") == std::string::npos;
@@ -307,13 +307,14 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
       continue;
     std::vector<double> ours = exact.values.at(name), theirs = numbers_of(dump, key);
     if (about.is_stage && (name == "slots" || name == "results")) {
-      const detail::TheirRouting& r = routings[0];
-      theirs = detail::rows_of_choices(theirs, dump.at(key).shape, r.expert, r.slot);
-      ours = detail::rows_of_choices(ours, exact.shapes.at(name), r.expert, r.packed);
+      const replaying::TheirRouting& r = routings[0];
+      theirs = replaying::rows_of_choices(theirs, dump.at(key).shape, r.expert, r.slot);
+      ours = replaying::rows_of_choices(ours, exact.shapes.at(name), r.expert, r.packed);
     }
     const double tolerance =
-        detail::tolerance_of(ours, dump.at(key).dtype == "F32", error32.at(name));
-    detail::judge(is_router ? logits : is_behind ? experts : before, name, ours, theirs, tolerance);
+        replaying::tolerance_of(ours, dump.at(key).dtype == "F32", error32.at(name));
+    replaying::judge(is_router ? logits : is_behind ? experts : before, name, ours, theirs,
+                     tolerance);
   }
   return {before, logits, choices, slots, gates, experts};
 }

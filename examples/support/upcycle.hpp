@@ -27,7 +27,7 @@ struct Upcycling {
   double router_deviation = 0.02;
 };
 
-namespace detail {
+namespace upcycling {
 
 /// The tensors of the dense model that a parameter of the sparse one is the mean of; none for a
 /// router.
@@ -70,7 +70,7 @@ std::vector<T> mean_of(const std::vector<Tensor<T>>& tensors) {
 inline EncoderConfig& encoder_of(VisionConfig& c) { return c.encoder; }
 inline EncoderConfig& encoder_of(LanguageConfig& c) { return c.encoder; }
 
-}  // namespace detail
+}  // namespace upcycling
 
 /// The configuration of the sparse model: that of the dense one, its norm position among the rest,
 /// with E experts of the FFN's width and individual LayerNorms. In evaluation nobody is dropped.
@@ -78,7 +78,7 @@ inline EncoderConfig& encoder_of(LanguageConfig& c) { return c.encoder; }
 ///   Errors    ConfigError if the source is not dense, or block is not one of its blocks
 template <class Config>
 Config upcycled_config(Config config, const Upcycling& how) {
-  EncoderConfig& e = detail::encoder_of(config);
+  EncoderConfig& e = upcycling::encoder_of(config);
   require<ConfigError>(e.experts == 0, "upcycle: the source must be dense; got ", e.experts,
                        " experts");
   require<ConfigError>(how.experts > 0 && -1 <= how.block && how.block < e.blocks,
@@ -114,7 +114,7 @@ Model<T> upcycled(const Model<T>& dense, const Upcycling& how, const Rng& rng) {
   const Model<T> model(upcycled_config(dense.config(), how), rng);
   for (const Parameter<T>& p : model.parameters()) {
     const auto sources =
-        detail::sources_of(p.name, tensors, dense.config().encoder.blocks, how.block);
+        upcycling::sources_of(p.name, tensors, dense.config().encoder.blocks, how.block);
     if (sources.empty()) {
       const bool is_weight = p.tensor.shape().rank() == 2;
       const Tensor<T> router =
@@ -123,7 +123,7 @@ Model<T> upcycled(const Model<T>& dense, const Upcycling& how, const Rng& rng) {
       p.tensor.value().assign(router.to_vector());
       continue;
     }
-    const std::vector<T> one = detail::mean_of(sources);
+    const std::vector<T> one = upcycling::mean_of(sources);
     std::vector<T> values;
     for (Index e = 0; e < (p.is_stack() ? how.experts : 1); ++e)
       values.insert(values.end(), one.begin(), one.end());
