@@ -595,6 +595,8 @@ TEST_CASE("trace: places in the queue under all conventions") {
   all["highest_gate"].gate = GateRule::renormalized;
   all["random"].priority = Priority::random;
   all["groups"].capacity_sequences = 1;
+  all["drawn"].second_choice_threshold = 0.5;
+  all["drawn"].gate = GateRule::renormalized_after_drop;
   all["gated_input"].dropped = DroppedValue::gated_input;
   Index num_refused = 0;
   for (const auto& named : all) {
@@ -670,7 +672,11 @@ TEST_CASE("trace: leaves no trace") {
   for (const int is_recorded : {0, 1}) {
     for (const auto& p : parameters) p.tensor.zero_gradient();
     const auto out = model.forward(images, step, {}, is_recorded ? &record : nullptr);
+    std::vector<float> hidden;
+    if (is_recorded) hidden = record.hidden.before_gelu.to_vector();
     total_loss(loss_of(out), out.balance_loss).backward();
+    if (is_recorded)  // backward works in the place of the other copy
+      CHECK(check::same_bits(record.hidden.before_gelu.to_vector(), hidden));
     walked[is_recorded] = out.logits.to_vector();
     check::append(walked[is_recorded], gradients());
   }

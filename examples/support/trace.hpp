@@ -85,21 +85,22 @@ struct Trace {
 template <class T>
 std::vector<Index> places_in_queue(const Routing<T>& routing, const Conventions& rules,
                                    const Training* training, Index block) {
+  const NoGrad no_graph;
   Routing<T> r = routing;
   const Index n = r.N * r.K;
   const Rng rng = training ? training->stream(Purpose::priority, block) : Rng(0);
+  r.gate = select_gates(rules.gate_sees_noise ? r.probabilities : router_probabilities(r.logits),
+                        r.expert, r.K);
+  const std::vector<std::int32_t> order =
+      widenet::detail::order_of_priority(rules.priority, r, training ? &rng : nullptr).to_vector();
   std::vector<std::int32_t> asking = r.expert.to_vector();
   if (training && rules.second_choice_threshold > 0) {
+    if (rules.gate == GateRule::renormalized) r.gate = renormalize(r.gate, {}, rules.gate_eps);
     const Buffer<std::int32_t> asks(n), no_slot(n);
     kernel::refuse_choices(asks.data(), no_slot.data(), r.expert.data(), r.gate.data(), rng,
                            T(rules.second_choice_threshold), n, r.K);
     asking = asks.to_vector();
   }
-  const NoGrad no_graph;
-  r.gate = select_gates(rules.gate_sees_noise ? r.probabilities : router_probabilities(r.logits),
-                        r.expert, r.K);  // priority looks at gates before they are renormalised
-  const std::vector<std::int32_t> order =
-      widenet::detail::order_of_priority(rules.priority, r, training ? &rng : nullptr).to_vector();
   std::vector<Index> place(asking.size(), 0), queue(static_cast<std::size_t>(r.E), 0);
   for (std::size_t i = 0; i < place.size(); ++i) {
     if (static_cast<Index>(i) % (n / r.groups) == 0) std::fill(queue.begin(), queue.end(), 0);
@@ -197,8 +198,8 @@ void read_record(Trace<T>& trace, const BlockRecord<T>& record, bool is_backward
 /// Mean and 1 / sigma are no tensors of the graph: the kernel that made them makes them again, from
 /// the same rows.
 template <class T>
-void read_norm(TracedNorm<T>& norm, const LayerNorm<T>& layer, const Tensor<T>& x,
-               Index row, double eps) {
+void read_norm(TracedNorm<T>& norm, const LayerNorm<T>& layer, const Tensor<T>& x, Index row,
+               double eps) {
   const Index N = x.shape().num_rows(), D = x.shape().last();
   const Buffer<T> y(x.size()), mean(N), rstd(N);
   kernel::layer_norm_forward(y.data(), mean.data(), rstd.data(), x.data(), layer.weight.data(),
@@ -299,7 +300,7 @@ Trace<T> trace(const Model<T>& model, const Input& input, Index token, Index blo
                     : model.forward(input, {}, &record);
   };
   auto out = forward();
-  const Shape& s = record.attention.input.shape();
+  const Shape s = record.attention.input.shape();
   require<ValueError>(0 <= token && token < s.num_rows(), "trace: the token must lie in ",
                       "[0, B T) = [0, ", s.num_rows(), "); got ", token);
 
@@ -313,11 +314,11 @@ Trace<T> trace(const Model<T>& model, const Input& input, Index token, Index blo
     detail::read_routing(trace, record, config.conventions, training);
   detail::read_record(trace, record, false);
   detail::read_norm(trace.norm1, record.attention.norm,
-                       trace.is_pre_norm ? record.attention.input : record.attention.sum, token,
-                       config.layer_norm_eps);
+                    trace.is_pre_norm ? record.attention.input : record.attention.sum, token,
+                    config.layer_norm_eps);
   detail::read_norm(trace.norm2, record.ffn.norm,
-                       trace.is_pre_norm ? record.ffn.input : record.ffn.sum, token,
-                       config.layer_norm_eps);
+                    trace.is_pre_norm ? record.ffn.input : record.ffn.sum, token,
+                    config.layer_norm_eps);
   detail::read_attention(trace, record.heads, config.heads);
   detail::read_products(trace, record);
 
