@@ -299,15 +299,18 @@ std::string percent(double fraction) { return support::fixed(100 * fraction, 2) 
 
 void tell(const std::string& what) { std::cout << what << std::endl; }
 
-/// The report: load of the experts in `out`, and the figures of the evaluation.
+/// The report, with the load of the experts in `out`, the last batch of the evaluation.
 void report(const Options& o, const Model& model, const wn::LanguageOutput<float>& out,
             const std::string& title, const std::string& examples,
             const support::NamedValues& summary) {
   const support::RunFiles run{o.out};
   support::RunResult result;
   result.title = title, result.examples = examples, result.summary = summary;
-  result.subtitle = "One attention, one router and one set of experts, shared by all blocks; each "
-                    "block has LayerNorms of its own.";
+  const wn::EncoderConfig& e = model.config().encoder;
+  if (e.experts > 0 && e.share_attention && e.share_router && e.share_experts &&
+      !e.share_layer_norm)
+    result.subtitle = "One attention, one router and one set of experts, shared by all blocks; "
+                      "each block has LayerNorms of its own.";
   result.summary.push_back({"parameters", support::grouped(double(model.num_parameters()))});
   result.settings = {{"task", o.task},
                      {"preset", o.preset},

@@ -182,13 +182,14 @@ inline std::string learning_figures(const Metrics& metrics, const RunResult& res
     const Series training = series_of(metrics, "accuracy", "training", 0, true);
     LineChart chart{"Accuracy", "step", "accuracy", {training}, true};
     std::string title = movement("Accuracy in training", smoothed(metrics, "accuracy"), true);
+    std::string sentence = "Share of " + result.examples + " read right, of the batches while they "
+                           "are learned";
     if (std::isfinite(result.accuracy)) {
+      sentence += ", and of " + result.examples + " never seen, after that";
       chart.series.push_back({result.tested, {training.x.back() + 1}, {result.accuracy}, 3});
       title = percent(result.accuracy) + " right on " + result.examples + " never seen";
     }
-    html += figure(title, "Share of " + result.examples + " read right: of the batches while they "
-                   "are learned, and of " + result.examples + " never seen, after that.", "",
-                   line_chart(chart));
+    html += figure(title, sentence + ".", "", line_chart(chart));
   }
   if (!has_experts) return html;
   if (has_curve(metrics, "balance_loss")) {
@@ -328,8 +329,8 @@ inline std::string load_figure(const std::vector<std::vector<double>>& load,
                     "; perfect balance is " + percent(fair) + ".";
   return figure("In the end shares go from " + percent(load[least_block][least]) + " to " +
                     percent(load[most_block][most]) + " where " + percent(fair) + " is even",
-                "Per cent of a block's choices that the router sends to each expert, on all test "
-                "data, before any is dropped. " + map.description, "",
+                "Per cent of a block's choices that the router sends to each expert, on test data, "
+                "before any is dropped. " + map.description, "",
                 load_key(fair) + heat_map(map));
 }
 
@@ -342,8 +343,8 @@ inline std::string dropped_figure(const std::vector<double>& dropped,
       *most > 0 ? "Block " + blocks[static_cast<std::size_t>(most - dropped.begin())] +
                       " drops most, " + percent(*most) + " of its choices"
                 : "Not one choice is dropped";
-  return figure(title, "Choices whose expert had no free slot, on all test data. Such a token "
-                "keeps what it was, through the residual.",
+  return figure(title, "Choices whose expert had no free slot, on test data. Such a token keeps "
+                "what it was, through the residual.",
                 "<i>C</i> = max(1, \u230afactor \u00b7 <i>K N</i> / <i>E</i>\u230b) slots per "
                 "expert", bar_chart("Dropped choices per block", names, dropped));
 }
@@ -465,7 +466,7 @@ inline std::string work_figures(const Routes& routes, const RunResult& result,
     for (std::size_t t = 0; t < blocks.size(); ++t)
       blocks[t] = std::to_string(routes.last().blocks[t]);
   if (result.load.empty())
-    return html + missing("Load on all test data", "there is no result.json in this folder; a run "
+    return html + missing("Load on test data", "there is no result.json in this folder; a run "
                           "writes it when it has ended.");
   return html + load_figure(result.load, blocks) + dropped_figure(result.dropped, blocks);
 }
