@@ -114,7 +114,7 @@ cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
 demo: build/examples/demo  ## train a WideNet on handwritten digits, and show what it learned
 	+@$(RUN) build/examples/demo $(ARGS)
 
-paper: build/examples/paper  ## every experiment of the paper at toy scale: build/paper/index.html
+paper: build/examples/paper  ## every experiment of the paper at toy scale, in build/paper
 	+@$(RUN) build/examples/paper --out build/paper $(ARGS)
 
 paper-quick: build/examples/paper  ## the same with fewer seeds and steps: build/paper_quick

@@ -16,7 +16,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -95,36 +94,6 @@ bool run_all(const Options& o, const std::vector<support::PaperRun>& runs) {
   return support::run_missing(runs, path, o.processes);
 }
 
-support::PaperPage page_of(const support::PaperBudget& budget,
-                           const std::vector<support::PaperResult>& results,
-                           const std::vector<support::PaperRun>& runs,
-                           const std::map<std::string, support::Measured>& finished) {
-  std::map<std::string, double> seconds;  // of each run once
-  for (const support::PaperRun& run : runs) seconds[run.key()] = finished.at(run.key()).at("seconds");
-  double total = 0;
-  for (const auto& [key, value] : seconds) total += value;
-  const support::VerdictCount count = support::count_verdicts(results);
-  support::PaperPage page;
-  page.results = results;
-  page.title = "Go wider instead of deeper, at toy scale";
-  page.subtitle = "The tables and figures of the paper by Xue et al. (AAAI 2022), run again with "
-                  "models that a laptop trains in seconds.";
-  if (budget.is_quick)
-    page.notice = "This is the quick run: " + std::to_string(budget.seeds) + " seeds and a "
-                  "fraction of the steps, to see that everything works. Its models are hardly "
-                  "trained, and its comparisons say little. make paper is the whole run.";
-  page.summary = {{"trainings", support::grouped(double(seconds.size()))},
-                  {"seeds", std::to_string(budget.seeds)},
-                  {"processor time", support::clock_text(total)},
-                  {"the paper's way", std::to_string(count.same)},
-                  {"the other way", std::to_string(count.other)},
-                  {"within the noise", std::to_string(count.unclear)}};
-  page.introduction = support::paper_introduction();
-  page.method = support::paper_method(budget);
-  page.settings = support::paper_settings(budget);
-  return page;
-}
-
 int run(const Options& o) {
   std::filesystem::create_directories(o.out);
   const support::PaperBudget budget = budget_of(o);
@@ -145,7 +114,7 @@ int run(const Options& o) {
   write_file(o.out + "/results.json",
              support::results_json(results, budget.seeds, budget.is_quick));
   write_file(o.out + "/index.html",
-             support::paper_html(page_of(budget, results, runs, finished)));
+             support::report_html(support::paper_report(budget, results, finished)));
   std::cout << "Page: " << o.out << "/index.html   Numbers: " << o.out << "/results.json"
             << std::endl;
   return 0;

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iterator>
 #include <set>
+#include <sstream>
 
 using namespace widenet;
 using namespace widenet::support;
@@ -43,6 +44,11 @@ PaperSetting setting(const std::string& text) {
 
 std::vector<PaperRun> three_runs(const std::string& text = "{}") {
   return {{"one", setting(text), 0}, {"two", setting(text), 1}, {"three", setting(text), 2}};
+}
+
+bool run_all(const std::vector<PaperRun>& runs, const std::string& path, Index num_processes) {
+  std::ostringstream told;
+  return run_missing(runs, path, num_processes, told);
 }
 
 template <class Call> std::string error_of(Call call) {
@@ -137,7 +143,7 @@ TEST_SUITE("support: paper") {
   TEST_CASE("a run is one line of the file, and comes back as it went") {
     const File file;
     CHECK(finished_runs(file.path).empty());
-    CHECK(run_missing(three_runs(), file.path, 2));
+    CHECK(run_all(three_runs(), file.path, 2));
     const auto runs = finished_runs(file.path);
     REQUIRE(runs.size() == 3);
     const Measured& two = runs.at(three_runs()[1].key());
@@ -151,14 +157,14 @@ TEST_SUITE("support: paper") {
 
   TEST_CASE("what is done is not done again; what is changed, lost or half written is") {
     const File file;
-    CHECK(run_missing({three_runs()[0], three_runs()[1]}, file.path, 1));
+    CHECK(run_all({three_runs()[0], three_runs()[1]}, file.path, 1));
     const std::string two = file.content();
     CHECK(missing_runs(three_runs(), file.path).size() == 1);
-    CHECK(run_missing(three_runs(), file.path, 1));
+    CHECK(run_all(three_runs(), file.path, 1));
     const std::string three = file.content();
     CHECK(three.substr(0, two.size()) == two);
     CHECK(missing_runs(three_runs(), file.path).empty());
-    CHECK(run_missing(three_runs(), file.path, 1));
+    CHECK(run_all(three_runs(), file.path, 1));
     CHECK(file.content() == three);
 
     CHECK(missing_runs(three_runs("{\"rate\": 2}"), file.path).size() == 3);
@@ -170,7 +176,7 @@ TEST_SUITE("support: paper") {
     CHECK(missing_runs(three_runs(), file.path).size() == 1);
     CHECK(file.content() == two);
     file.write(three.substr(0, two.size() + 9));
-    CHECK(run_missing(three_runs(), file.path, 1));
+    CHECK(run_all(three_runs(), file.path, 1));
     CHECK(file.content() == three);
     file.write("{}\n");
     CHECK_THROWS_AS(finished_runs(file.path), IoError);
@@ -180,7 +186,7 @@ TEST_SUITE("support: paper") {
     const File file;
     std::vector<PaperRun> runs = three_runs();
     runs[1].setting.train = [](std::uint64_t) -> Measured { fail<ValueError>("made up"); };
-    CHECK(error_of([&] { run_missing(runs, file.path, 1); }) ==
+    CHECK(error_of([&] { run_all(runs, file.path, 1); }) ==
           "widenet: paper: every run must end well; got a failure of two, seed 1");
     CHECK(finished_runs(file.path).size() == 1);
   }
@@ -192,9 +198,9 @@ TEST_SUITE("support: paper") {
       kill(getppid(), SIGINT);
       return Measured{{"accuracy", 0.5}};
     };
-    CHECK(!run_missing(runs, file.path, 1));
+    CHECK(!run_all(runs, file.path, 1));
     CHECK(finished_runs(file.path).size() == 1);
-    CHECK(run_missing(runs, file.path, 1));
+    CHECK(run_all(runs, file.path, 1));
     CHECK(finished_runs(file.path).size() == 3);
   }
 
@@ -233,7 +239,8 @@ TEST_SUITE("support: paper") {
     CHECK(sentence_of(result.verdicts[0], 1) ==
           "wide against deep: +2.0 in the paper, \u221225.0 \u00b1 1.4 here: the other way.");
     CHECK(table_of(result).find("<td>50.0 \u00b1 1.4</td>") != std::string::npos);
-    const VerdictCount count = count_verdicts({result, result_of(table, 2, small_runs(table, 1, 0))});
+    const VerdictCount count =
+        count_verdicts({result, result_of(table, 2, small_runs(table, 1, 0))});
     CHECK(count.same == 1);
     CHECK(count.other == 1);
     CHECK(count.unclear == 0);
@@ -269,32 +276,36 @@ TEST_SUITE("support: paper") {
     CHECK(cell_text({0.5}, {"", ""}) == "50.0");
   }
 
-  TEST_CASE("the page holds every experiment, escapes its text and runs nothing") {
+  TEST_CASE("the page holds every experiment, and escapes its text") {
     const auto data = paper_data("data/digits", false);
-    const PaperBudget budget;
+    PaperBudget budget;
+    budget.seeds = 2;
     const std::vector<PaperTable> tables = paper_tables(budget, data);
     const auto finished = made_up(tables, 2);
-    PaperPage page;
-    page.title = "A & B";
+    std::vector<PaperResult> results;
     std::string ids;
     for (const PaperTable& table : tables) {
       std::set<std::string> names;
       for (const PaperRow& row : table.rows) names.insert(row.name);
       CHECK(names.size() == table.rows.size());
       ids += table.id;
-      page.results.push_back(result_of(table, 2, finished));
+      results.push_back(result_of(table, 2, finished));
     }
     CHECK(ids == "abcdefg");
-    page.results[1].remarks = language_remarks(page.results[1]);
-    const std::string html = paper_html(page);
+    results[1].remarks = language_remarks(results[1]);
+    results[0].table.about = "A & B";
+    const std::string html = report_html(paper_report(budget, results, finished));
     CHECK(html.find("A &amp; B") != std::string::npos);
     CHECK(html.find("A & B") == std::string::npos);
-    CHECK(html.find("<script") == std::string::npos);
     CHECK(html.find("in the paper, ") != std::string::npos);
     CHECK(html.find("the other way") != std::string::npos);
-    CHECK(html.find("nan") == std::string::npos);
+    CHECK(html.find("Pre-training changes") != std::string::npos);
+    CHECK(html.find(">nan") == std::string::npos);
+    // 28 settings, each with 2 seeds, of 2 seconds each.
+    CHECK(html.find("<dt>trainings</dt><dd>56</dd>") != std::string::npos);
+    CHECK(html.find("<dt>processor time</dt><dd>1:52</dd>") != std::string::npos);
     for (const std::string id : {"a", "b", "c", "d", "e", "f", "g"})
-      CHECK(html.find("<section id=\"" + id + "\">") != std::string::npos);
+      CHECK(html.find("<h2>(" + id + ") ") != std::string::npos);
     // Runs that tables share are run once: 23 settings of digits and 5 of sentences.
     std::set<std::string> keys;
     for (const PaperRun& run : runs_of(tables, 1)) keys.insert(run.key());

@@ -10,9 +10,9 @@
 #include "widenet.hpp"
 
 #include <algorithm>  // max, min
-#include <cmath>      // isfinite
+#include <cmath>      // fabs, isfinite
+#include <limits>     // numeric_limits
 #include <string>     // string
-#include <utility>    // pair
 #include <vector>     // vector
 
 namespace widenet::support {
@@ -125,9 +125,6 @@ inline std::string chart_of(const PaperResult& result) {
 
 // TABLES ------------------------------------------------------------------------------------------
 
-/// "39,370", "1.2 M" for what is long.
-inline std::string count_text(Index count) { return grouped(static_cast<double>(count)); }
-
 /// "95.3 \u00b1 0.4", "95.3" of one seed, "diverged" if a seed has no finite value.
 inline std::string cell_text(const std::vector<double>& values, const PaperColumn& column) {
   const Statistics s = statistics_of(values);
@@ -156,8 +153,8 @@ inline std::string table_of(const PaperResult& result) {
       const auto found = result.rows[r].find(column.name);
       cell(found == result.rows[r].end() ? "" : cell_text(found->second, column));
     }
-    cell(row.is_baseline() ? "" : count_text(row.setting.parameters));
-    cell(row.is_baseline() ? "" : fixed(static_cast<double>(row.setting.flops) * 1e-6, 2));
+    cell(row.is_baseline() ? "" : grouped(double(row.setting.parameters)));
+    cell(row.is_baseline() ? "" : fixed(double(row.setting.flops) * 1e-6, 2));
     const auto seconds = result.rows[r].find("seconds");
     cell(seconds == result.rows[r].end() ? ""
                                          : fixed(statistics_of(seconds->second).mean, 1));
@@ -197,27 +194,37 @@ inline std::string verdicts_of(const PaperResult& result) {
 
 // THE PAGE ----------------------------------------------------------------------------------------
 
-struct PaperPage {
-  std::string title, subtitle, notice;   // notice: stands out, such as that this is the quick run
-  std::vector<std::string> introduction;  // paragraphs
-  std::vector<PaperResult> results;
-  NamedValues summary, settings;
-  std::vector<std::string> method;  // paragraphs
-};
+/// Paragraphs that stand between figures.
+inline std::string text_of(const std::vector<std::string>& paragraphs) {
+  std::string html = "<div class=\"text wide\">";
+  for (const std::string& paragraph : paragraphs)
+    html += "<p>" + escape_html(paragraph) + "</p>\n";
+  return html + "</div>\n";
+}
 
+/// An experiment: what was measured, chart, table and comparisons. The table stands below the chart
+/// where it is wide.
+inline Report::Section section_of(const PaperResult& result) {
+  const PaperTable& table = result.table;
+  const char* const stacked = table.columns.size() > 2 ? " stacked" : "";
+  return {"(" + table.id + ") " + table.title,
+          figure(table.figure_title, table.about, "",
+                 std::string("<div class=\"pair") + stacked + "\"><div>" + chart_of(result) +
+                     "</div>" + table_of(result) + "</div>" + verdicts_of(result), "wide")};
+}
+
+/// What the page needs besides style_sheet().
 inline const char* paper_style() {
   return R"css(
-.notice{border-left:4px solid var(--s1);padding:10px 16px;margin-top:24px;background:var(--card)}
-.text p,.about{max-width:46em;margin-top:12px}
-.about{margin:0 0 18px}
-.pair{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:20px 36px;
-background:var(--card);border:1px solid var(--line);border-radius:10px;padding:22px 24px}
+.text p+p{margin-top:12px}.text p{max-width:48em}
+.pair{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:20px 32px}
+.pair.stacked{grid-template-columns:minmax(0,1fr)}.pair.stacked svg{max-width:620px}
 .pair .scroll{margin-top:0;font-size:14px}.pair table{width:100%}
 .pair td{white-space:nowrap}.pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
 .pair th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 .pair tbody th{color:var(--ink)}.pair td:last-child,.pair th:last-child{padding-right:0}
 .seed{opacity:.38}.mean{stroke:var(--card);stroke-width:1.5}
-.verdicts{list-style:none;padding:14px 0 0;margin:0;grid-column:1/-1;font-size:14.5px;
+.verdicts{list-style:none;padding:14px 0 0;margin-top:18px;font-size:14.5px;
 border-top:1px solid var(--line);display:grid;gap:7px}
 .verdicts li{padding-left:22px;position:relative}
 .verdicts li::before{content:"";position:absolute;left:2px;top:.42em;width:10px;height:10px;
@@ -225,54 +232,8 @@ border-radius:50%;border:2px solid var(--quiet)}
 .verdicts .same::before{background:var(--s2);border-color:var(--s2)}
 .verdicts .other::before{background:var(--wrong);border-color:var(--wrong);border-radius:2px}
 .verdicts .remark::before{border-radius:0;border:0;background:var(--quiet);height:2px;top:.72em}
-.contents{columns:2 300px;list-style:none;padding:0;margin-top:20px;font-size:15px}
-.contents li{padding:2px 0}a{color:var(--s0);text-decoration-thickness:1px;
-text-underline-offset:3px}
-@media (max-width:860px){.pair{grid-template-columns:minmax(0,1fr);padding:16px}
-.pair svg{max-width:600px}}
-@media (max-width:560px){.pair svg{font-size:16px}}
+@media (max-width:860px){.pair{grid-template-columns:minmax(0,1fr)}}
 )css";
-}
-
-inline std::string paper_html(const PaperPage& page) {
-  std::string html =
-      "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n"
-      "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
-      "<meta http-equiv=\"Content-Security-Policy\" "
-      "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-      "<meta name=\"color-scheme\" content=\"light dark\">\n<title>" +
-      escape_html(page.title) + "</title>\n<style>" + style_sheet() + paper_style() +
-      "</style></head>\n<body><main>\n<header><h1>" + escape_html(page.title) + "</h1><p>" +
-      escape_html(page.subtitle) + "</p></header>\n";
-  const auto list = [&html](const char* name, const NamedValues& values) {
-    html += std::string("<dl class=\"") + name + "\">";
-    for (const auto& [key, value] : values)
-      html += "<div><dt>" + escape_html(key) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
-    html += "</dl>\n";
-  };
-  const auto text = [&html](const std::vector<std::string>& paragraphs) {
-    html += "<div class=\"text\">";
-    for (const std::string& p : paragraphs) html += "<p>" + escape_html(p) + "</p>\n";
-    html += "</div>\n";
-  };
-  if (!page.notice.empty()) html += "<p class=\"notice\">" + escape_html(page.notice) + "</p>\n";
-  list("summary", page.summary);
-  text(page.introduction);
-  html += "<ul class=\"contents\">";
-  for (const PaperResult& result : page.results)
-    html += "<li><a href=\"#" + result.table.id + "\">(" + result.table.id + ") " +
-            escape_html(result.table.title) + "</a></li>\n";
-  html += "</ul>\n";
-  for (const PaperResult& result : page.results)
-    html += "<section id=\"" + result.table.id + "\"><h2>(" + result.table.id + ") " +
-            escape_html(result.table.title) + "</h2><p class=\"about\">" +
-            escape_html(result.table.about) + "</p>\n<div class=\"pair\"><div>" +
-            chart_of(result) + "</div>" + table_of(result) + verdicts_of(result) +
-            "</div></section>\n";
-  html += "<section><h2>How it was measured</h2>";
-  text(page.method);
-  list("settings", page.settings);
-  return html + "</section></main></body></html>\n";
 }
 
 }  // namespace widenet::support

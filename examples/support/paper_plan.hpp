@@ -16,10 +16,13 @@
 #include "support/presets.hpp"
 #include "widenet.hpp"
 
-#include <memory>   // make_shared, shared_ptr
-#include <string>   // string
-#include <utility>  // move, pair
-#include <vector>   // vector
+#include <algorithm>  // max
+#include <cmath>      // fabs, sqrt
+#include <map>        // map
+#include <memory>     // make_shared, shared_ptr
+#include <string>     // string
+#include <utility>    // move
+#include <vector>     // vector
 
 namespace widenet::support {
 
@@ -155,8 +158,9 @@ inline PaperSetting language_setting(const LanguageConfig& preset, const PaperBu
   s.text = "{\"task\": \"sentences\", \"is_search\": " + json(data->is_search) +
            ", \"labelled\": " + json(num_labelled) + ", \"config\": " + to_json(config) +
            ", \"hidden\": " + json(stages.mask.fraction) + ", \"longest_span\": " +
-           json(stages.mask.longest_span) + ", \"reading\": " + stages.reading.text() + ", \"judging\": " + stages.judging.text() +
-           ", \"unread\": " + stages.unread.text() + "}";
+           json(stages.mask.longest_span) + ", \"reading\": " + stages.reading.text() +
+           ", \"judging\": " + stages.judging.text() + ", \"unread\": " +
+           stages.unread.text() + "}";
   s.parameters = count_parameters(config);
   s.flops = count_flops(config, mean_tokens(data->language));
   s.work = 3 * 32 *
@@ -318,6 +322,7 @@ inline PaperTable comparable_compute(const VisionRows& make) {
 inline PaperTable divergence(const VisionRows& make) {
   PaperTable t;
   t.id = "g", t.title = "How far the LayerNorms diverge";
+  t.figure_title = "Divergence before experts and dense networks";
   t.about =
       "After training, the mean squared distance of an element of gamma (or beta) of one block to "
       "those of the other blocks [eq 8], a thousandfold. Of all elements, as the paper has it, it "
@@ -331,7 +336,7 @@ inline PaperTable divergence(const VisionRows& make) {
     for (const std::string norm : {"ffn", "attention"})
       for (const std::string which : {"gamma", "beta"}) {
         const std::string column = norm + "_" + which + "_" + pairs;
-        t.columns.push_back({column, which + " before " + norm + ", " + pairs, 1000, 1});
+        t.columns.push_back({column, which + ", " + norm + ", " + pairs, 1000, 1});
         if (pairs == "all")
           t.claims.push_back({"WideNet medium", "ViT medium", unknown, column,
                               "more " + which + " before " + norm});
@@ -356,9 +361,9 @@ inline PaperTable language_models(const PaperBudget& budget, const LanguageRates
   t.about =
       "A generated language with agreement over distance, topics and ambiguous words. Models read "
       "its text (hidden words, order of segments) and then learn from " +
-      count_text(num_labelled) + " sentences to say what is wrong with one: nothing, the number "
-      "of a verb, or its topic. Beside them what counting makes of the same sentences. The paper's "
-      "figures are means over SQuAD 1.1 and 2.0, MNLI and SST-2.";
+      grouped(double(num_labelled)) + " sentences to say what is wrong with one: nothing, the "
+      "number of a verb, or its topic. Beside them what counting makes of the same sentences. The "
+      "paper's figures are means over SQuAD 1.1 and 2.0, MNLI and SST-2.";
   t.rows = {row("ALBERT-like", LanguageConfig::albert_base(), 84.0, "12M"),
             row("BERT-like", LanguageConfig::bert_factorized(), 85.0, "89M"),
             row("WideNet, 4 experts", LanguageConfig::widenet_albert(4), 84.7, "26M"),
@@ -414,8 +419,8 @@ inline PaperTable sentences_search(const PaperBudget& budget,
     for (const double judging : {1e-3, 2e-3, 3e-3}) {
       const PaperTable table = language_models(budget, {reading, judging, judging}, data);
       for (const std::size_t row : {0u, 1u, 2u})
-        sentences.rows.push_back(named(table.rows[row], table.rows[row].name + ", " +
-                                                            json(reading) + ", " + json(judging)));
+        sentences.rows.push_back(named(
+            table.rows[row], table.rows[row].name + ", " + json(reading) + ", " + json(judging)));
     }
   return sentences;
 }
@@ -437,12 +442,14 @@ inline std::vector<std::string> paper_introduction() {
 inline std::vector<std::string> paper_method(const PaperBudget& budget) {
   return {"Digits: the 1,437 training and 360 test images of data/digits, 8 x 8 pixels in patches "
           "of 2 x 2. The models have a thirty-second of the paper's widths, a quarter of its "
-          "blocks and heads, and no layer before the classifier. One training image in two is moved by up to a pixel.",
-          "Sentences: 6,000 generated documents to read, " + count_text(num_labelled) +
+          "blocks and heads, and no layer before the classifier. One training image in two is "
+          "moved by up to a pixel.",
+          "Sentences: 6,000 generated documents to read, " + grouped(double(num_labelled)) +
           " labelled sentences to learn from and 1,000 others to be tested on. The models have a "
           "sixteenth of the paper's width, a quarter of its blocks, and a thirty-second of the "
-          "width of its dense networks and experts. A model that is not pre-trained has the same "
-          "initial weights.",
+          "width of its dense networks and experts. Of the text, 30 % of the words are hidden, "
+          "each by itself: with ALBERT's 15 % in spans of up to three, so short a training learned "
+          "little of the language. A model that is not pre-trained has the same initial weights.",
           "All models of an experiment make the same number of steps: " +
           std::to_string(budget.vision_steps) + " on digits, " +
           std::to_string(budget.reading_steps) + " of reading and " +
@@ -450,9 +457,10 @@ inline std::vector<std::string> paper_method(const PaperBudget& budget) {
           "AdamW (0.9, 0.99), gradients clipped to a norm of 1, warm-up over a tenth of the steps, "
           "then cosine decay on digits and linear decay on text; label smoothing 0.1 on digits; "
           "balance loss times 0.01; capacity factor 1.2; no dropout.",
-          "Learning rates were chosen, for each kind of model and not for each row, by accuracy on "
-          "200 training digits and on 1,000 training sentences that were held out of those runs: "
-          "paper --search tries them again. Tests were looked at for this page only.",
+          "Learning rates, how much is hidden and the number of steps were chosen with one seed by "
+          "accuracy on 200 training digits and 1,000 training sentences held out of those runs, "
+          "for all rows together: paper --search tries the rates again. Tests were looked at for "
+          "this page only.",
           "MFLOP are the operations of the matrix products of one example, forward: every choice "
           "counts, nothing as dropped; text has as many tokens as a test sentence has in the mean. "
           "Seconds are processor time of one training with one thread, on the machine that made "
@@ -507,6 +515,41 @@ inline std::vector<std::string> language_remarks(const PaperResult& result) {
               fixed(error, 1) + " points, the mean over models and seeds: " +
               (std::fabs(mean) <= 2 * error ? "it is not shown to help."
                : mean > 0 ? "it helps." : "it harms.")};
+}
+
+/// The page about the tables that were run.
+///
+///   Errors    ValueError if a run is missing
+inline Report paper_report(const PaperBudget& budget, const std::vector<PaperResult>& results,
+                           const std::map<std::string, Measured>& finished) {
+  std::map<std::string, double> seconds;  // of each run once
+  for (const PaperResult& result : results)
+    for (const PaperRun& run : runs_of({result.table}, budget.seeds))
+      seconds[run.key()] = finished.at(run.key()).at("seconds");
+  double total = 0;
+  for (const auto& [key, value] : seconds) total += value;
+  const VerdictCount count = count_verdicts(results);
+  Report report;
+  report.title = "Go wider instead of deeper, at toy scale";
+  report.subtitle =
+      budget.is_quick
+          ? "The quick run: fewer seeds and a fraction of the steps, to see that everything works. "
+            "Its models are hardly trained and its comparisons say little; make paper is the whole "
+            "run."
+          : "The tables and figures of the paper by Xue et al. (AAAI 2022), run again with models "
+            "that a laptop trains in seconds.";
+  report.summary = {{"trainings", grouped(double(seconds.size()))},
+                    {"seeds", std::to_string(budget.seeds)},
+                    {"processor time", clock_text(total)},
+                    {"the paper's way", std::to_string(count.same)},
+                    {"the other way", std::to_string(count.other)},
+                    {"within the noise", std::to_string(count.unclear)}};
+  report.sections = {{"How to read this page", text_of(paper_introduction())}};
+  for (const PaperResult& result : results) report.sections.push_back(section_of(result));
+  report.sections.push_back({"How it was measured", text_of(paper_method(budget))});
+  report.configuration = paper_settings(budget);
+  report.style = paper_style();
+  return report;
 }
 
 }  // namespace widenet::support

@@ -16,10 +16,11 @@
 #include <sys/wait.h>  // wait: POSIX
 #include <unistd.h>    // fork, _exit: POSIX
 
+#include <chrono>      // steady_clock
 #include <cstdint>     // uint64_t
 #include <fstream>     // ifstream, ofstream
 #include <functional>  // function
-#include <iostream>    // cerr, cout
+#include <iostream>    // cerr, cout, ostream
 #include <limits>      // numeric_limits
 #include <map>         // map
 #include <set>         // set
@@ -131,7 +132,7 @@ inline std::vector<PaperRun> missing_runs(const std::vector<PaperRun>& runs,
 ///
 ///   Errors    ValueError if a run fails, after those in progress have ended
 inline bool run_missing(const std::vector<PaperRun>& runs, const std::string& path,
-                        Index num_processes) {
+                        Index num_processes, std::ostream& out = std::cout) {
   const std::vector<PaperRun> missing = missing_runs(runs, path);
   double work = 0, work_done = 0;
   for (const PaperRun& run : missing) work += run.setting.work;
@@ -150,6 +151,7 @@ inline bool run_missing(const std::vector<PaperRun>& runs, const std::string& pa
     }
     int status = 0;
     const pid_t process = wait(&status);
+    require<ValueError>(process > 0, "paper: the end of a run must be heard of; got none");
     const auto ended = in_progress.find(process);
     if (ended == in_progress.end()) continue;
     const PaperRun& run = *ended->second;
@@ -160,9 +162,8 @@ inline bool run_missing(const std::vector<PaperRun>& runs, const std::string& pa
     }
     work_done += run.setting.work;
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-    std::cout << ++num_done << "/" << missing.size() << "  " << run.name << ", seed " << run.seed
-              << "  " << clock_text(elapsed.count() * (work / work_done - 1)) << " left"
-              << std::endl;
+    out << ++num_done << "/" << missing.size() << "  " << run.name << ", seed " << run.seed << "  "
+        << clock_text(elapsed.count() * (work / work_done - 1)) << " left" << std::endl;
   }
   require<ValueError>(failed.empty(), "paper: every run must end well; got a failure of ", failed);
   return num_done == missing.size();

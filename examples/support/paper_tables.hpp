@@ -52,7 +52,7 @@ struct PaperClaim {
 
 /// An experiment. The first column is drawn and stands beside the paper's.
 struct PaperTable {
-  std::string id, title, about;
+  std::string id, title, about, figure_title = "Test accuracy";
   std::vector<PaperRow> rows;
   std::vector<PaperColumn> columns = {{"accuracy", "test accuracy, %"}};
   std::vector<PaperClaim> claims = {};

@@ -1,5 +1,5 @@
-// paper_training.hpp - one training of the tables of `make paper`: a model at toy size reads digits,
-// or reads a generated language and then judges its sentences.
+// paper_training.hpp - one training of `make paper`: a model at toy size reads digits, or reads a
+// generated language and then judges its sentences.
 //
 // SPDX-License-Identifier: MIT
 
@@ -14,11 +14,11 @@
 #include "support/vision_report.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // min
-#include <cmath>      // isfinite
-#include <cstdint>    // int32_t
+#include <algorithm>  // max
+#include <cstdint>    // int32_t, uint64_t
 #include <ctime>      // clock
 #include <string>     // string
+#include <utility>    // move
 #include <vector>     // vector
 
 namespace widenet::support {

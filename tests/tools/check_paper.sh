@@ -19,7 +19,7 @@ numbers() { sed -E 's/"seconds(_mean|_deviation)?": [^,}]*(, [0-9.e-]+\])?//g' "
 
 paper whole || fail "ends with an error: $(tail -n 3 "$folder/whole.txt")"
 whole=$(lines "$folder/whole/runs.jsonl")
-[ "$whole" = 18 ] || fail "5 models of table b and 4 of table d with 2 seeds are 18 runs, not $whole"
+[ "$whole" = 18 ] || fail "5 models of table b, 4 of d and 2 seeds are 18 runs, not $whole"
 
 for signal in KILL INT; do
   before=$(lines "$folder/parts/runs.jsonl")
@@ -49,5 +49,5 @@ for part in "<svg" "</html>" "in the paper"; do
 done
 ${RUN:-} build/examples/paper --out "$folder/none" --tables z > "$folder/none.txt" 2>&1 &&
   fail "takes tables that are none"
-grep -q "must be some of the letters" "$folder/none.txt" || fail "does not say what tables there are"
+grep -q "must be some of the letters" "$folder/none.txt" || fail "does not say which are"
 echo "ok      paper: killed, stopped and resumed after $stopped of $whole runs, the same numbers"
