@@ -363,7 +363,7 @@ inline std::vector<Renaming> hf_vit_table(const VisionConfig& c) {
   const EncoderConfig& e = c.encoder;
   Renamings table({"vit.", ""});
   foreign::add_patches(table, "embeddings.cls_token", "embeddings.position_embeddings",
-                      "embeddings.patch_embeddings.projection", c);
+                       "embeddings.patch_embeddings.projection", c);
   for (Index i = 0; i < e.blocks; ++i) {
     const std::string block = std::to_string(i) + ".";
     const auto both = [&](const std::string& hub, const std::string& memory) {
@@ -529,7 +529,7 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   for (const char* name : {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"})
     if (file.tensors.count(name) == 0)
       foreign::fail_unknown(settings.source(), file,
-                           {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "..."});
+                            {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "..."});
   const Shape& patches = file.at("patch_embed.proj.weight").shape;
   require<IoError>(patches.rank() == 4 && patches.num_values() > 0, "import: ", settings.source(),
                    ": patch_embed.proj.weight must be (D, channels, P, P); got ", patches);
@@ -592,7 +592,7 @@ inline SwitchConfig hf_switch_config(const ForeignSettings& settings, const Safe
   for (Index i = 0; i < layers; ++i)
     if (step == 1 || i % step == 1) c.sparse_blocks.push_back(i);
   foreign::require_held(static_cast<Index>(c.sparse_blocks.size()) * c.experts, file,
-                       settings.source());
+                        settings.source());
   return c;
 }
 
@@ -800,27 +800,27 @@ inline Exported export_foreign(const std::string& kind, const SafeTensors& ours,
     const LanguageConfig c = language_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
     foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && !e.is_pre_norm &&
-                               e.share_attention == e.share_experts &&
-                               e.share_attention == e.share_layer_norm,
-                           kind, "dense, post-norm, and share all layers or none", config);
+                                e.share_attention == e.share_experts &&
+                                e.share_attention == e.share_layer_norm,
+                            kind, "dense, post-norm, and share all layers or none", config);
     table = hf_albert_table(c), settings = foreign::hf_albert_settings(c);
   } else if (kind == "hf_vit" || kind == "timm_vit") {
     const VisionConfig c = vision_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
     foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && e.is_pre_norm &&
-                               e.has_final_norm && !e.share_attention && !e.share_experts &&
-                               !e.share_layer_norm && c.class_token == ClassToken::trained,
-                           kind, "dense, pre-norm, with a trained class token, and share nothing",
-                           config);
+                                e.has_final_norm && !e.share_attention && !e.share_experts &&
+                                !e.share_layer_norm && c.class_token == ClassToken::trained,
+                            kind, "dense, pre-norm, with a trained class token, and share nothing",
+                            config);
     if (kind == "hf_vit") {
       foreign::require_theirs(c.pooling == Pooling::class_token, kind, "pooled by its class token",
-                             config);
+                              config);
       table = hf_vit_table(c), settings = foreign::hf_vit_settings(c);
     } else {
       foreign::require_theirs(c.pooling != Pooling::mean && !c.has_pre_logits &&
-                                 (is_back || e.layer_norm_eps == 1e-6),
-                             kind, "without pre_logits, pooled by class_token or patch_mean, and "
-                                   "have a layer_norm_eps of 1e-6", config);
+                                  (is_back || e.layer_norm_eps == 1e-6),
+                              kind, "without pre_logits, pooled by class_token or patch_mean, and "
+                                    "have a layer_norm_eps of 1e-6", config);
       table = timm_vit_table(c), settings = foreign::timm_vit_settings(c);
     }
   } else {
