@@ -81,9 +81,9 @@ class Memory {
       used_ += bytes;
     }
     sizes_[block] = bytes;
-    open();
+    mprotect(block, bytes, PROT_READ | PROT_WRITE);
     std::memset(block, 0xff, bytes);
-    close();
+    mprotect(block, bytes, PROT_NONE);
     return block;
   }
   void release(void* block) {
