@@ -68,9 +68,9 @@ class Memory {
     if (range == MAP_FAILED) die("no addresses for the device memory");
     begin_ = static_cast<char*>(range);
   }
-  /// The address of `bytes` new bytes, all 0xff (as floats: NaN), or null if there is no room.
+  /// The address of `bytes` new bytes, or null if there is no room.
   void* allocate(std::size_t bytes) {
-    bytes = (bytes + 4095) / 4096 * 4096;
+    bytes = (bytes + 255) / 256 * 256;
     void* block;
     if (auto reusable = free_.find(bytes); reusable != free_.end()) {
       block = reusable->second;
@@ -81,9 +81,6 @@ class Memory {
       used_ += bytes;
     }
     sizes_[block] = bytes;
-    mprotect(block, bytes, PROT_READ | PROT_WRITE);
-    std::memset(block, 0xff, bytes);
-    mprotect(block, bytes, PROT_NONE);
     return block;
   }
   void release(void* block) {
@@ -93,10 +90,12 @@ class Memory {
     sizes_.erase(found);
   }
   std::size_t num_free() const { return capacity - used_; }
-  void open() { mprotect(begin_, used_, PROT_READ | PROT_WRITE); }
-  void close() { mprotect(begin_, used_, PROT_NONE); }
+  void open() { mprotect(begin_, num_bytes_of_pages(), PROT_READ | PROT_WRITE); }
+  void close() { mprotect(begin_, num_bytes_of_pages(), PROT_NONE); }
 
  private:
+  std::size_t num_bytes_of_pages() const { return (used_ + 4095) / 4096 * 4096; }
+
   char* begin_ = nullptr;
   std::size_t used_ = 0;
   std::multimap<std::size_t, void*> free_;
@@ -291,12 +290,19 @@ inline cudaError_t cudaDeviceSynchronize() {
   emulated_gpu::Device::instance().synchronize();
   return cudaSuccess;
 }
+inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, int /*stream*/) {
+  emulated_gpu::Device::instance().enqueue([=] { std::memset(to, value, bytes); });
+  return cudaSuccess;
+}
 template <class T>
 cudaError_t cudaMalloc(T** block, std::size_t bytes) {
   ++emulated_gpu::Device::instance().num_waits;
   *block = static_cast<T*>(emulated_gpu::Device::instance().with_memory(
       [&](emulated_gpu::Memory& memory) { return memory.allocate(bytes); }));
-  if (*block) return cudaSuccess;
+  if (*block) {
+    cudaMemsetAsync(*block, 0xff, bytes, 0);
+    return cudaSuccess;
+  }
   emulated_gpu::Device::instance().last_error = cudaErrorMemoryAllocation;
   return cudaErrorMemoryAllocation;
 }
@@ -329,10 +335,6 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   cudaMemcpyAsync(to, from, bytes, kind, 0);
   return cudaDeviceSynchronize();
-}
-inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, int /*stream*/) {
-  emulated_gpu::Device::instance().enqueue([=] { std::memset(to, value, bytes); });
-  return cudaSuccess;
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   static int any;
