@@ -180,8 +180,8 @@ TEST_SUITE("support: record of a run") {
       tiny.train(&run.files, 0, stop, 30);
       CHECK(count(read_file(run.files.routes()), "\"choices\"") == 1);
       tiny.train(&run.files, stop, 30, 30);
-      CHECK(read_file(run.files.routes()) == whole_routes);
-      CHECK(read_file(run.files.metrics()) == whole_metrics);
+      CHECK((read_file(run.files.routes()) == whole_routes));  // which are long
+      CHECK((read_file(run.files.metrics()) == whole_metrics));
     }
     CHECK(count(whole_routes, "\n") == 25);  // 24 looks and the last
     CHECK(count(whole_metrics, "router_gradient_main") == 24);
@@ -246,6 +246,19 @@ TEST_SUITE("support: record of a run") {
     }
     CHECK(routes.inputs.pictures[0].label == 2);
     CHECK(routes.inputs.patch_rows == 2);
+  }
+
+  TEST_CASE("a token changes its expert if its first choice is another") {
+    std::vector<Routing<float>> routings(3);
+    const std::vector<std::vector<std::int32_t>> experts = {
+        {0, 1, 1, 0, 2, 1}, {0, 2, 1, 2, 1, 2}, {1, 0, 2, 0, 2, 0}};
+    for (std::size_t t = 0; t < 3; ++t) {
+      routings[t].N = 3, routings[t].K = 2;
+      routings[t].expert = Buffer<std::int32_t>(experts[t]);
+    }
+    CHECK(changed_shares(routings) == std::vector<double>{1.0 / 3, 1});
+    routings.resize(1);
+    CHECK(changed_shares(routings).empty());
   }
 
   TEST_CASE("a model without experts has no routes") {
@@ -428,6 +441,17 @@ TEST_SUITE("support: report of a run") {
     CHECK(count(html, "<b class=\"e0\">0</b></td><td>0.88</td><td class=\"lost\">none</td>") == 1);
     CHECK(count(html, "aria-label=\"block 3\"") == 2);  // once for each text
     CHECK(count(html, "id=\"i1t1\"") == 0);             // padding is no token
+  }
+
+  TEST_CASE("padding is no token, even if it is routed") {
+    const Run run;
+    write_file(run.files.routes(), with(words_line, "\"token\": [0, 1, 2]",
+                                        "\"token\": [0, 1, 3]"));
+    const Routes routes = read_routes(run.files.routes());
+    const StepperSize size = stepper_size(routes);
+    CHECK(StepperInput(routes, size, 0).row == std::vector<std::int64_t>{0, 1});
+    CHECK(StepperInput(routes, size, 1).row == std::vector<std::int64_t>{-1, -1});
+    CHECK(liked_by(routes, 1, 10).size() == 1);
   }
 
   TEST_CASE("a whole run has every figure") {

@@ -1124,7 +1124,7 @@ overflow:hidden}
 .pictures p{font-size:13.5px;line-height:1.35;color:var(--quiet);margin-top:5px}
 .pictures b{color:var(--ink);font-size:15px}
 .miss svg{outline:2px solid var(--wrong);outline-offset:1px}.miss b,.miss span{color:var(--wrong)}
-.photo{image-rendering:pixelated}.picture .pixels{opacity:.6}
+.photo{image-rendering:pixelated}.picture .pixels,.picture .photo{opacity:.6}
 .stepper,.input{position:relative}
 .pick{position:absolute;top:0;left:0;width:1px;height:1px;opacity:0;pointer-events:none}
 .input,.layer,.way{display:none}

