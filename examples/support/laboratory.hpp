@@ -419,7 +419,7 @@ inline std::string laboratory_html(const Laboratory& lab, const Trials& trials,
       ".results th[scope=row]{text-align:left;color:var(--ink)}</style></head>\n"
       "<body><main>\n<header><h1>" + escape_html(lab.title) + "</h1><p>" +
       escape_html(lab.question) + "</p></header>\n<section><h2>Measured</h2>"
-      "<div class=\"scroll\"><table class=\"results\">";
+      "<div class=\"scroll\" tabindex=\"0\"><table class=\"results\">";
   const auto rows = result_table(lab, trials, " \u00b1 ");
   for (std::size_t r = 0; r < rows.size(); ++r) {
     html += "<tr>";
