@@ -32,7 +32,7 @@ struct PaperBudget {
   bool is_quick = false;
 };
 
-inline PaperBudget quick_budget() { return {2, 100, 100, 60, true}; }
+inline PaperBudget quick_budget() { return {2, 120, 200, 100, true}; }
 
 /// What everything is trained on. Settings are chosen with is_search: then the tests are the last
 /// 200 training digits, and training sentences that no other run sees.
