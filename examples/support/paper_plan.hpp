@@ -325,7 +325,7 @@ inline PaperTable divergence(const VisionRows& make) {
   t.figure_title = "Divergence before experts and dense networks";
   t.about =
       "After training, the mean squared distance of an element of gamma (or beta) of one block to "
-      "those of the other blocks [eq 8], a thousandfold. Of all elements, as the paper has it, it "
+      "those of the other blocks (equation 8 of the paper), a thousandfold. Of all elements, as the paper has it, it "
       "stays above 0 where all blocks hold the same vector; of matched ones it does not. The "
       "LayerNorms before attention and before the experts or dense network are told apart. The "
       "paper finds more in WideNet than in ViT, and shows it as figures.";
