@@ -10,8 +10,9 @@
 #include "widenet.hpp"
 
 #include <algorithm>  // max, min
-#include <cmath>      // fabs, isfinite
+#include <cmath>      // isfinite
 #include <limits>     // numeric_limits
+#include <optional>   // nullopt, optional
 #include <string>     // string
 #include <vector>     // vector
 
@@ -28,63 +29,81 @@ struct DotPanel {
   int colour = 0;              // 0 to 3
 };
 
-/// A row of dots in each panel: small ones for the seeds, a large one at their mean, a line of one
-/// standard deviation to both sides. Each panel has a scale of its own, which need not start at 0.
+/// From the lowest to the highest value of a panel, with a margin; none if no value is finite.
+inline std::optional<Axis> axis_of(const DotPanel& panel) {
+  double low = std::numeric_limits<double>::infinity(), high = -low;
+  for (const std::vector<double>& list : panel.values)
+    for (const double value : list)
+      if (std::isfinite(value)) {
+        low = std::min(low, panel.scale * value);
+        high = std::max(high, panel.scale * value);
+      }
+  if (!(low <= high)) return std::nullopt;
+  const double margin = 0.04 * (high - low);
+  return Axis(low - margin, high + margin, panel.left, panel.right, false);
+}
+
+/// The title of a panel, and its scale with as many numbers as there is room for.
+inline std::string dot_scale(const DotPanel& panel, const Axis& axis, double top, double bottom) {
+  std::string drawing =
+      panel.left > 300  // a second panel: its title ends where the chart does
+          ? svg_text(panel.right, 12, "text-anchor=\"end\" class=\"quiet\"", panel.title)
+          : svg_text(panel.left, 12, "class=\"quiet\"", panel.title);
+  const std::vector<double> ticks = axis.ticks();
+  const std::size_t room = panel.right - panel.left < 120 ? 2 : 4;
+  const std::size_t every = (ticks.size() + room - 1) / room;
+  for (std::size_t i = 0; i < ticks.size(); ++i) {
+    const double x = axis.at(ticks[i]);
+    drawing += svg_rect(x - 0.5, top, 1, bottom - top, "class=\"grid\"");
+    if (i % every == 0)
+      drawing += svg_text(x, bottom + 18, "text-anchor=\"middle\" class=\"quiet\"",
+                          axis.tick_text(ticks[i], false));
+  }
+  return drawing;
+}
+
+/// The dots of one row: small ones for the seeds, a large one at their mean, a line of one standard
+/// deviation to both sides.
+inline std::string dots(const std::string& name, const std::vector<double>& values, double scale,
+                        int colour, const Axis& axis, double y) {
+  const Statistics s = statistics_of(values);
+  const double x = axis.at(scale * s.mean);
+  if (!std::isfinite(x)) return "";
+  const std::string ink = "ink s" + std::to_string(colour);
+  const auto circle = [&](const char* kind, double at, const char* radius) {
+    return std::string("<circle class=\"") + kind + " " + ink + "\" cx=\"" + fixed(at, 1) +
+           "\" cy=\"" + fixed(y, 1) + "\" r=\"" + radius + "\"";
+  };
+  std::string drawing;
+  if (s.count > 1) {
+    const double begin = std::max(axis.from, axis.at(scale * (s.mean - s.deviation)));
+    const double end = std::min(axis.to, axis.at(scale * (s.mean + s.deviation)));
+    drawing += svg_rect(begin, y - 1.2, end - begin, 2.4, "class=\"" + ink + "\"");
+    for (const double value : values) drawing += circle("seed", axis.at(scale * value), "3") + "/>";
+  }
+  return drawing + circle("mean", x, "5.5") + "><title>" +
+         escape_html(name + ": " + fixed(scale * s.mean, 2)) + "</title></circle>";
+}
+
+/// Rows of dots in one panel or more. Each panel has a scale of its own, which need not start at 0.
 inline std::string dot_chart(const std::string& title, const std::vector<std::string>& names,
                              const std::vector<DotPanel>& panels) {
   constexpr double names_right = 186, top = 34, row_height = 30;
   const double bottom = top + row_height * static_cast<double>(names.size());
+  const auto middle = [](std::size_t r) { return top + row_height * (double(r) + 0.5); };
   std::string drawing, description;
-  for (std::size_t r = 0; r < names.size(); ++r) {
-    const double y = top + row_height * (static_cast<double>(r) + 0.5);
-    drawing += svg_text(names_right - 10, y + 5, "text-anchor=\"end\"", names[r]);
-  }
+  for (std::size_t r = 0; r < names.size(); ++r)
+    drawing += svg_text(names_right - 10, middle(r) + 5, "text-anchor=\"end\"", names[r]);
   for (const DotPanel& panel : panels) {
-    double low = std::numeric_limits<double>::infinity(), high = -low;
-    for (const std::vector<double>& list : panel.values)
-      for (const double value : list)
-        if (std::isfinite(value)) {
-          low = std::min(low, panel.scale * value);
-          high = std::max(high, panel.scale * value);
-        }
-    if (!(low <= high)) continue;
-    const double margin = std::max(0.04 * (high - low), 1e-12);
-    const Axis axis(low - margin, high + margin, panel.left, panel.right, false);
-    drawing += svg_text(panel.left, 12, "class=\"quiet\"", panel.title);
-    const std::vector<double> ticks = axis.ticks();
-    const std::size_t every = panel.right - panel.left < 120 ? std::max<std::size_t>(
-                                  1, (ticks.size() + 1) / 2) : ticks.size() > 4 ? 2 : 1;
-    for (std::size_t i = 0; i < ticks.size(); ++i) {
-      drawing += svg_rect(axis.at(ticks[i]) - 0.5, top, 1, bottom - top, "class=\"grid\"");
-      if (i % every == 0)
-        drawing += svg_text(axis.at(ticks[i]), bottom + 18, "text-anchor=\"middle\" "
-                            "class=\"quiet\"", axis.tick_text(ticks[i], false));
-    }
-    const std::string colour = " s" + std::to_string(panel.colour);
+    const std::optional<Axis> axis = axis_of(panel);
+    if (!axis) continue;
+    drawing += dot_scale(panel, *axis, top, bottom);
     description += panel.title + ": ";
     for (std::size_t r = 0; r < names.size(); ++r) {
       if (panel.values[r].empty()) continue;
-      const Statistics s = statistics_of(panel.values[r]);
-      const double y = top + row_height * (static_cast<double>(r) + 0.5);
-      const double at = axis.at(panel.scale * s.mean);
-      if (!std::isfinite(at)) continue;
-      const double reach = std::isfinite(s.deviation)
-                               ? std::fabs(axis.at(panel.scale * (s.mean + s.deviation)) - at) : 0;
-      const double begin = std::max(panel.left, at - reach);
-      const double end = std::min(panel.right, at + reach);
-      if (reach > 0)
-        drawing += svg_rect(begin, y - 1.2, end - begin, 2.4, "class=\"ink" + colour + "\"");
-      if (s.count > 1)
-        for (const double value : panel.values[r])
-          if (std::isfinite(value))
-            drawing += "<circle class=\"seed ink" + colour + "\" cx=\"" +
-                       fixed(axis.at(panel.scale * value), 1) + "\" cy=\"" + fixed(y, 1) +
-                       "\" r=\"3\"/>";
-      drawing += "<circle class=\"mean ink" + colour + "\" cx=\"" + fixed(at, 1) + "\" cy=\"" +
-                 fixed(y, 1) + "\" r=\"5.5\"><title>" +
-                 escape_html(names[r] + ": " + fixed(panel.scale * s.mean, 2)) +
-                 "</title></circle>";
-      description += names[r] + " " + fixed(panel.scale * s.mean, 2) + ", ";
+      drawing += dots(names[r], panel.values[r], panel.scale, panel.colour, *axis, middle(r));
+      description += names[r] + " " +
+                     fixed(panel.scale * statistics_of(panel.values[r]).mean, 2) + ", ";
     }
   }
   return svg_begin(480, bottom + 26, title, description) + drawing + "</svg>\n";
@@ -218,7 +237,7 @@ inline const char* paper_style() {
   return R"css(
 .text p+p{margin-top:12px}.text p{max-width:48em}
 .pair{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:20px 32px}
-.pair.stacked{grid-template-columns:minmax(0,1fr)}.pair.stacked svg{max-width:620px}
+.pair.stacked{grid-template-columns:minmax(0,1fr)}.pair.stacked svg{max-width:500px}
 .pair .scroll{margin-top:0;font-size:14px}.pair table{width:100%}
 .pair td{white-space:nowrap}.pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
 .pair th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
@@ -227,7 +246,7 @@ inline const char* paper_style() {
 .verdicts{list-style:none;padding:14px 0 0;margin-top:18px;font-size:14.5px;
 border-top:1px solid var(--line);display:grid;gap:7px}
 .verdicts li{padding-left:22px;position:relative}
-.verdicts li::before{content:"";position:absolute;left:2px;top:.42em;width:10px;height:10px;
+.verdicts li::before{content:"";position:absolute;left:2px;top:.36em;width:10px;height:10px;
 border-radius:50%;border:2px solid var(--quiet)}
 .verdicts .same::before{background:var(--s2);border-color:var(--s2)}
 .verdicts .other::before{background:var(--wrong);border-color:var(--wrong);border-radius:2px}

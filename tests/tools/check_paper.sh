@@ -28,7 +28,7 @@ for signal in KILL INT; do
   while [ "$(lines "$folder/parts/runs.jsonl")" -lt $((before + 3)) ] && kill -0 $pid 2> /dev/null
   do sleep 0.02; done
   kill -$signal -- -$pid 2> /dev/null || fail "ended before it could be stopped"
-  wait $pid
+  { wait $pid; } 2> /dev/null
   [ $signal = KILL ] || grep -q "the same command goes on" "$folder/parts.txt" ||
     fail "says nothing when it is stopped: $(tail -n 3 "$folder/parts.txt")"
   stopped=$(lines "$folder/parts/runs.jsonl")
