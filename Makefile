@@ -97,6 +97,8 @@ test_program     := build/tests/widenet_tests
 sanitize_program := build/sanitize/widenet_tests
 cuda_program     := build/cuda/widenet_tests
 emulated_program := build/emulated/widenet_tests
+emulated_tests   := $(shell grep -LE 'include.*support/' $(TESTS)) \
+                    $(addprefix tests/test_,conventions.cpp family.cpp trace.cpp)
 emulated_examples := $(addprefix build/emulated/examples/,autograd routing_by_hand checkpoint \
                       validate)
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
@@ -203,7 +205,7 @@ test-cuda: cuda  ## the tests on a GPU, where there is one
 	  $(cuda_program) --test-suite-exclude=slow $(ARGS); \
 	else echo "test-cuda: compiled only; not run, because no GPU answers here"; fi
 
-test-emulated: $(emulated_program)  ## the tests of the CUDA build on an emulated GPU: no GPU needed
+test-emulated: $(emulated_program)  ## tests of the CUDA build on an emulated GPU: needs none
 	+@$(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
 
 check-emulated: $(emulated_examples) build/examples/validate  ## its examples, and its bits
@@ -315,7 +317,7 @@ build/emulated/examples/%: examples/%.cpp build/emulated/flags build/emulated/wi
 	@mkdir -p $(@D); echo "$(CXX) emulating a GPU: $<"
 	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
 
-$(emulated_program): $(TESTS:tests/%.cpp=build/emulated/%.o)
+$(emulated_program): $(emulated_tests:tests/%.cpp=build/emulated/%.o)
 	$(Q)$(emulated_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
 
 build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
