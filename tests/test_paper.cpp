@@ -233,11 +233,11 @@ TEST_SUITE("support: paper") {
 
   TEST_CASE("the table, its comparisons and results.json have the numbers of the runs") {
     const PaperTable table = small_table();
-    const auto finished = small_runs(table, 0.5, 0.75);
+    const auto finished = small_runs(table, 0.5, 0.7513);
     const PaperResult result = result_of(table, 2, finished);
     REQUIRE(result.verdicts.size() == 1);
     CHECK(sentence_of(result.verdicts[0], 1) ==
-          "wide against deep: +2.0 in the paper, \u221225.0 \u00b1 1.4 here: the other way.");
+          "wide against deep: +2.0 in the paper, \u221225.1 \u00b1 1.4 here: the other way.");
     CHECK(table_of(result).find("<td>50.0 \u00b1 1.4</td>") != std::string::npos);
     const VerdictCount count =
         count_verdicts({result, result_of(table, 2, small_runs(table, 1, 0))});
@@ -325,7 +325,7 @@ TEST_SUITE("support: paper") {
     result.rows[0]["unread_accuracy"] = {0.80, 0.81};
     CHECK(remarks()[1].find("\u22129.5 \u00b1 0.5 points") != std::string::npos);
     CHECK(remarks()[1].find("it harms.") != std::string::npos);
-    result.rows[0]["unread_accuracy"] = {0.60, 0.79};
+    result.rows[0]["unread_accuracy"] = {0.62, 0.70};  // 5 points with an error of 3
     CHECK(remarks()[1].find("it is not shown to help.") != std::string::npos);
     result.rows[1]["accuracy"] = {0.9};
     CHECK(remarks()[0].find("no more than that.") != std::string::npos);
