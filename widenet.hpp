@@ -2522,8 +2522,9 @@ inline bool& grad_mode() {
 
 template <class Signature> class Closure;
 
-/// A function object that is kept, called and destroyed, never copied: std::function would have the
-/// compiler write a copy of every operation's captures, 3 % more code and 8 % more time to compile.
+/// A function object that is kept, called unless it is empty, and destroyed, never copied:
+/// std::function would have the compiler write a copy of every operation's captures, 3 % more code
+/// and 8 % more time to compile.
 template <class Result, class... Args> class Closure<Result(Args...)> {
  public:
   Closure() = default;
@@ -3435,7 +3436,8 @@ struct AttentionRecord {
 };
 template <class T>
 struct HiddenRecord {
-  Tensor<T> before_gelu, after_gelu;  // (B, T, F) or (E, C, F); the latter after dropout, too
+  Tensor<T> before_gelu, after_gelu;  // (B, T, F), or (E, C, F), where rows of empty slots hold
+                                      // nothing of use; the latter after dropout, too
 };
 
 namespace detail {
@@ -4242,14 +4244,17 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
   const Tensor<T> y(x.shape());
   gemm_grouped(false, false, E, C, F, D, in(x.data(), D), weight(w1), T(0), out(h.data(), F),
                row(b1), kept.data());
-  Tensor<T> recorded;  // h, in memory of its own: backward overwrites the other
+  Tensor<T> recorded, recorded_gelu;  // h, in memory of its own: backward overwrites the other; g
   if (record) detail::keep(recorded, Tensor<T>(Shape{E, C, F}, h.clone()));
   {
     const Buffer<T> g(E * C * F);
     kernel::expert_gelu_forward(g.data(), h.data(), kept.data(), form, E, C, F);
     if (drop.is_on)
       kernel::expert_dropout(g.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
-    if (record) record->before_gelu = recorded, record->after_gelu = Tensor<T>(Shape{E, C, F}, g);
+    if (record) {
+      detail::keep(recorded_gelu, Tensor<T>(Shape{E, C, F}, g));
+      record->before_gelu = recorded, record->after_gelu = recorded_gelu;
+    }
     gemm_grouped(false, false, E, C, D, F, in(g.data(), F), weight(w2), T(0), out(y.data(), D),
                  row(b2), kept.data());
   }
@@ -4279,6 +4284,7 @@ Tensor<T> experts(const Tensor<T>& x, const Tensor<T>& w1, const Tensor<T>& b1, 
     const Buffer<T> dh(E * C * F);  // first dg
     gemm_grouped(false, true, E, C, F, D, in(dy_data, D), weight(w2), T(0), out(dh.data(), F),
                  no_bias, kept.data());
+    if (recorded_gelu) recorded_gelu.add_gradient(dh);
     if (drop.is_on)
       kernel::expert_dropout(dh.data(), choice.data(), kept.data(), drop.hidden, E, C, F);
     const Buffer<T> g = h;  // in its place
@@ -4553,9 +4559,10 @@ struct EncoderOutput {
 };
 
 /// The tensors of one block, for all tokens, as a forward pass that is given a record leaves them;
-/// after backward they have their gradients. Under recompute_blocks backward writes it anew, so it
-/// must live until then. A pass without a record tests pointers, a few in each block, and no more.
-/// examples/support/trace.hpp reads a token's way from it.
+/// after backward they have their gradients (x of Encoder::forward, too, if block 0 is recorded).
+/// Under recompute_blocks backward writes it anew, so it must live until then. A pass without a
+/// record tests pointers, a few in each block, and no more. examples/support/trace.hpp reads a
+/// token's way from it.
 template <class T>
 struct BlockRecord {
   struct Sublayer {        // f: pre-norm sum = input + f(norm(input)), post-norm norm(input + f)
@@ -4620,6 +4627,14 @@ class Encoder {
     require<ShapeError>(replay.jitter.empty() || replay.jitter.size() == routings,
                         "Encoder: a replay must have jitter for ", routings, " routings; got ",
                         replay.jitter.size());
+    if (record) {
+      const Index block = record->block;
+      require<ValueError>(0 <= block && block < config_.blocks,
+                          "Encoder: the block to record must be in [0, ", config_.blocks, "); got ",
+                          block);
+      *record = BlockRecord<T>();  // a dense block leaves no routing of the block before
+      record->block = block;
+    }
     const Pass pass{training != nullptr, training ? *training : Training{Rng(0), 0}, replay,
                     key_mask, routed, record};
     const bool recomputes = config_.recompute_blocks && detail::grad_mode();
@@ -4723,7 +4738,7 @@ class Encoder {
       detail::keep(record->input, x), detail::keep(record->normed, normed);
       detail::keep(record->change, y), detail::keep(record->sum, sum);
     }
-    if (is_pre) h.forget();
+    if (is_pre && !record) h.forget();
     return is_pre ? sum : normed;
   }
 

@@ -44,7 +44,7 @@ TEST_CASE("emulated GPU: the host cannot touch device memory") {
 
 TEST_CASE("emulated GPU: lanes that wait at different places are an error") {
   const auto vote_if = [](auto is_voter) {
-    emulated_gpu::launch(1, 32, [=] {
+    emulated_gpu::launch_rows(1, 32, [=] {
       if (is_voter(threadIdx.x)) __ballot_sync(~0u, true);
     });
     cudaDeviceSynchronize();
@@ -53,7 +53,7 @@ TEST_CASE("emulated GPU: lanes that wait at different places are an error") {
   CHECK(!is_deadly([&] { vote_if([](unsigned) { return true; }); }));
 }
 
-TEST_CASE("emulated GPU: what the pool hands out anew is NaN") {
+TEST_CASE("emulated GPU: new memory is NaN") {
   float* block = nullptr;
   float value = 0;
   REQUIRE(cudaMalloc(&block, sizeof(float)) == cudaSuccess);
@@ -62,7 +62,7 @@ TEST_CASE("emulated GPU: what the pool hands out anew is NaN") {
   cudaFree(block);
 }
 
-TEST_CASE("CUDA: a training step in steady state waits for the GPU only where the loss is read") {
+TEST_CASE("CUDA: a training step in steady state copies nothing back but the loss that is read") {
   wn::VisionConfig config = wn::VisionConfig::toy();
   config.encoder.dropout = 0.1;
   const wn::Rng rng(1);

@@ -388,6 +388,14 @@ TEST_CASE("import: files and settings that do not fit are refused, by name") {
       import("timm_vit", "timm_vit", replace("\"depth\": 2", "\"init_values\": 1e-5")),
       "widenet: import: FILE: model_args: every key must be known not to alter the model; got "
       "init_values", ConfigError);
+  CHECK_THROWS_WITH_AS(import("timm_vit", "timm_vit", replace("\"depth\": 2", "\"depth\": 3")),
+                       "widenet: import: FILE: depth must be that of the file, 2", ConfigError);
+  CHECK_THROWS_WITH_AS(
+      import("timm_vit", "timm_vit", [](SafeTensors& file, std::string&) {
+        file.tensors.erase("blocks.0.norm1.weight");
+      }),
+      doctest::Contains("widenet: import: FILE: blocks must be 0 to -1, each with norm1.weight; "
+                        "got blocks.0."), ConfigError);
   CHECK_THROWS_WITH_AS(
       import("hf_switch", "hf_switch", replace("\"num_experts\": 4", "\"num_experts\": 3000")),
       "widenet: import: FILE: the settings must describe the weights beside them; got 3000 blocks "

@@ -232,6 +232,13 @@ TEST_CASE("replay: dumps that make no routing are refused") {
   CHECK_THROWS_WITH_AS(
       replay(changed<std::int32_t>("slot", [](Whole& s) { for (auto& x : s) x = 0; })),
       doctest::Contains("widenet: route: no two replayed choices may share a slot"), ValueError);
+  for (const double value : {0.5, -2.0, 1e300, std::nan("")})
+    CHECK_THROWS_WITH_AS(replay([&](SafeTensors& d) {
+                           d.tensors.erase("slot");
+                           d.add("slot", Shape{32}, std::vector<double>(32, value));
+                         }),
+                         doctest::Contains("widenet: replay: experts and slots must be whole "
+                                           "numbers from -1 on; got "), IoError);
   const Case linear("linear");
   CHECK_THROWS_WITH_AS(support::replay_dump(linear.about, linear.file, own),
                        "widenet: replay: the case must be a mixture, block, encoder, vision or "

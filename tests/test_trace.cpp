@@ -571,6 +571,9 @@ TEST_CASE("trace: golden data of another implementation") {
     check::close(t.moe_output.value, out_row("y", n, D));
     check::close(t.output.value, out_row("tokens", n, D));
     check::close(t.input.gradient, out_row("grad.x", n, D));
+    for (std::size_t e = 1; e < 4; ++e)
+      CHECK(t.probabilities.value[static_cast<std::size_t>(t.ranked[e - 1])] >=
+            t.probabilities.value[static_cast<std::size_t>(t.ranked[e])]);
     for (Index k = 0; k < K; ++k) {
       const auto& choice = t.choices[static_cast<std::size_t>(k)];
       const std::size_t at = static_cast<std::size_t>(n * K + k);
@@ -624,6 +627,10 @@ TEST_CASE("trace: places in the queue under all conventions") {
         if (!places.empty() && places.back() > choice.place) is_served_in_order = false;
         places.push_back(choice.place);
       }
+      std::vector<float> total(12, 0.0f);
+      for (const auto& choice : t.choices)
+        for (std::size_t d = 0; d < choice.weighted.size(); ++d) total[d] += choice.weighted[d];
+      if (c.conventions.dropped == DroppedValue::zero) CHECK(t.moe_output.value == total);
       double squared = 0;
       for (const float d : t.logits.gradient) squared += double(d) * double(d);
       CHECK(squared > 0);
@@ -745,4 +752,58 @@ TEST_CASE("trace: errors") {
                        ValueError);
   CHECK_THROWS_WITH_AS(trace(model, images, 0, 3),
                        "widenet: trace: the block must lie in [0, L) = [0, 3); got 3", ValueError);
+}
+
+TEST_CASE("record: the units of experts have gradients before and after GELU") {
+  const VisionModel<float> model(VisionConfig::toy(), Rng(3));
+  BlockRecord<float> record;
+  record.block = 1;
+  const auto out = model.forward(check::normal<float>({2, 1, 8, 8}, 1), Training{Rng(4), 0}, {},
+                                 &record);
+  cross_entropy(out.logits, {3, 7}).backward();
+  Tensor<float> w2;
+  for (const Parameter<float>& p : model.parameters())
+    if (p.name == "shared.moe.experts.{}.fc2.weight") w2 = p.tensor;
+  REQUIRE(w2);
+  const auto dy = record.results.gradient().to_vector(), w = w2.to_vector();
+  const auto dg = record.hidden.after_gelu.gradient().to_vector();
+  const auto kept = record.routing.kept.to_vector();
+  const Index E = w2.shape()[0], F = w2.shape()[1], D = w2.shape()[2], C = record.routing.C;
+  double largest = 0, apart = 0;
+  for (Index e = 0; e < E; ++e)  // dg = dy W2^T
+    for (Index c = 0; c < kept[static_cast<std::size_t>(e)]; ++c)
+      for (Index f = 0; f < F; ++f) {
+        double sum = 0;
+        for (Index d = 0; d < D; ++d)
+          sum += double(dy[static_cast<std::size_t>((e * C + c) * D + d)]) *
+                 double(w[static_cast<std::size_t>((e * F + f) * D + d)]);
+        largest = std::max(largest, std::abs(sum));
+        apart = std::max(apart, std::abs(sum - double(dg[static_cast<std::size_t>(
+                                                      (e * C + c) * F + f)])));
+      }
+  CHECK(largest > 1e-6);
+  CHECK(apart <= 1e-5 * largest);
+}
+
+TEST_CASE("record: made anew by every pass, of a block that exists") {
+  VisionConfig config = VisionConfig::toy();
+  config.encoder.moe_blocks = 1;
+  const VisionModel<float> model(config, Rng(3));
+  const Tensor<float> images = check::normal<float>({2, 1, 8, 8}, 1);
+  BlockRecord<float> record;
+  record.block = config.encoder.blocks - 1;
+  model.forward(images, Replay<float>{}, &record);
+  CHECK(record.results);
+  CHECK(record.routing.K > 0);
+  record.block = 0;  // dense
+  model.forward(images, Replay<float>{}, &record);
+  CHECK(!record.results);
+  CHECK(record.routing.expert.size() == 0);
+  CHECK(record.ffn.sum);
+  for (const Index block : {Index(-1), config.encoder.blocks}) {
+    record.block = block;
+    CHECK_THROWS_WITH_AS(model.forward(images, Replay<float>{}, &record),
+                         doctest::Contains("widenet: Encoder: the block to record must be in [0, "),
+                         ValueError);
+  }
 }

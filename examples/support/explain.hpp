@@ -8,7 +8,7 @@
 
 #include "widenet.hpp"
 
-#include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, stable_sort, ...
+#include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, ...
 #include <cmath>             // erf, exp, fabs, fma, fmax, log, sqrt, tanh
 #include <cstdint>           // int32_t, int64_t
 #include <initializer_list>  // initializer_list
@@ -357,7 +357,9 @@ inline Numbers gates_of(const Choices& c, const Integers& slot, GateRule rule, d
   Numbers gate = c.gate;
   const std::size_t K = static_cast<std::size_t>(c.K);
   for (std::size_t n = 0; rule != GateRule::raw && n < gate.size(); n += K) {
-    const auto counts = [&](std::size_t i) { return rule == GateRule::renormalized || slot[i] >= 0; };
+    const auto counts = [&](std::size_t i) {
+      return rule == GateRule::renormalized || slot[i] >= 0;
+    };
     double total = eps;
     for (std::size_t i = n; i < n + K; ++i) total += counts(i) ? gate[i] : 0;
     for (std::size_t i = n; i < n + K; ++i)
@@ -619,7 +621,7 @@ struct Explanation {
 /// Searches the combinations of all knobs, stage by stage: what is alike in one stage is computed
 /// once, and what disagrees with a result is not followed.
 ///
-///   norm, bias, noise -> K, choices -> gates -> priority, capacity -> weights, GELU -> balance loss
+///   norm, bias, noise -> K, choices -> gates -> priority, capacity -> weights, GELU -> balance
 class ConventionSearch {
  public:
   explicit ConventionSearch(const LayerRun& run) : run_(run) {

@@ -10,6 +10,7 @@
 
 #include <algorithm>  // find, find_if, max, min
 #include <cstdint>    // int32_t
+#include <cstdlib>    // atol
 #include <cstring>    // memcpy
 #include <fstream>    // ifstream, ofstream
 #include <iomanip>    // setprecision
@@ -542,6 +543,13 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   EncoderConfig& e = c.encoder;
   e.width = patches[0], e.heads = args.count("num_heads"), e.blocks = 0;
   while (file.tensors.count("blocks." + std::to_string(e.blocks) + ".norm1.weight") > 0) ++e.blocks;
+  for (const auto& entry : file.tensors)  // blocks that come after a gap
+    require<ConfigError>(entry.first.rfind("blocks.", 0) != 0 ||
+                             std::atol(entry.first.c_str() + 7) < e.blocks,
+                         "import: ", settings.source(), ": blocks must be 0 to ", e.blocks - 1,
+                         ", each with norm1.weight; got ", entry.first);
+  require<ConfigError>(!args.has("depth") || args.count("depth") == e.blocks, "import: ",
+                       settings.source(), ": depth must be that of the file, ", e.blocks);
   e.dense_hidden = foreign::rows_of(file.at("blocks.0.mlp.fc1.weight"));
   e.gelu = args.has("act_layer") ? args.gelu("act_layer") : Gelu::erf;
   e.layer_norm_eps = settings.has("layer_norm_eps") ? settings.eps("layer_norm_eps") : 1e-6;

@@ -11,7 +11,7 @@
 #include "widenet.hpp"
 
 #include <algorithm>  // find, max, min
-#include <cmath>      // fabs, fmax
+#include <cmath>      // fabs, floor, fmax
 #include <cstdint>    // int32_t
 #include <iterator>   // distance
 #include <map>        // map
@@ -96,7 +96,11 @@ inline Conventions with_room(Conventions c) {
 
 inline std::vector<std::int32_t> whole_numbers(const std::vector<double>& values) {
   std::vector<std::int32_t> result;
-  for (const double value : values) result.push_back(static_cast<std::int32_t>(value));
+  for (const double value : values) {
+    require<IoError>(value >= -1 && value < 2147483648.0 && value == std::floor(value),
+                     "replay: experts and slots must be whole numbers from -1 on; got ", value);
+    result.push_back(static_cast<std::int32_t>(value));
+  }
   return result;
 }
 

@@ -10,7 +10,8 @@
 //             kernel without races gives the same bits
 //
 // Not emulated: a GPU's speed, its limits on registers and memory per block, kernels that reach
-// for the host's memory (a GPU refuses, this one does not), and writes beyond the end of a buffer.
+// for the host's memory (a GPU refuses, this one does not), writes beyond the end of a buffer, and
+// the masks of shuffles and ballots.
 
 #ifndef WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
 #define WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
@@ -90,11 +91,14 @@ class Memory {
     sizes_.erase(found);
   }
   std::size_t num_free() const { return capacity - used_; }
-  void open() { mprotect(begin_, num_bytes_of_pages(), PROT_READ | PROT_WRITE); }
-  void close() { mprotect(begin_, num_bytes_of_pages(), PROT_NONE); }
+  void open() { protect(PROT_READ | PROT_WRITE); }
+  void close() { protect(PROT_NONE); }
 
  private:
-  std::size_t num_bytes_of_pages() const { return (used_ + 4095) / 4096 * 4096; }
+  void protect(int access) {
+    if (used_ > 0 && mprotect(begin_, (used_ + 4095) / 4096 * 4096, access) != 0)
+      die("the device memory cannot be opened or closed");
+  }
 
   char* begin_ = nullptr;
   std::size_t used_ = 0;
@@ -138,8 +142,8 @@ class Warp {
           die("the lanes of a warp wait at different places");
     } while (!lanes_[0].is_done);
   }
-  /// What lane `from` brought to this exchange. Exchanges use two boards in turn: nobody can be two
-  /// ahead, so nobody overwrites what another has yet to read.
+  /// get(what all lanes brought to this exchange, this lane). Exchanges use two boards in turn:
+  /// nobody can be two ahead, so nobody overwrites what another has yet to read.
   template <class Get>
   auto exchange(unsigned long long mine, const Get& get) {
     Lane& lane = lanes_[current_];
@@ -219,19 +223,37 @@ class Device {
   Memory memory_;
 };
 
-/// kernel<<<blocks, threads>>>()
+inline bool is_valid_launch(unsigned blocks, unsigned threads) {
+  const bool is_valid = blocks > 0 && threads > 0 && threads <= 1024 &&
+                        threads % Warp::num_lanes == 0;
+  if (!is_valid) Device::instance().last_error = 9;  // cudaErrorInvalidConfiguration
+  return is_valid;
+}
+/// kernel<<<blocks, threads>>>(), for kernels whose lanes exchange something.
 template <class Kernel>
-void launch(unsigned blocks, unsigned threads, const Kernel& kernel) {
-  if (blocks == 0 || threads == 0 || threads > 1024 || threads % Warp::num_lanes != 0) {
-    Device::instance().last_error = 9;  // cudaErrorInvalidConfiguration
-    return;
-  }
+void launch_rows(unsigned blocks, unsigned threads, const Kernel& kernel) {
+  if (!is_valid_launch(blocks, threads)) return;
   Device::instance().enqueue([blocks, threads, run = std::function<void()>(kernel)] {
     blockDim.x = threads;
     in_order(blocks, [&](unsigned block) {
       blockIdx.x = block;
       in_order(threads / Warp::num_lanes,
                [&](unsigned w) { Warp::instance().run(w * Warp::num_lanes, run); });
+    });
+  });
+}
+/// The same for kernels whose threads do not know of each other: no fibers are needed.
+template <class Kernel>
+void launch_elements(unsigned blocks, unsigned threads, const Kernel& kernel) {
+  if (!is_valid_launch(blocks, threads)) return;
+  Device::instance().enqueue([=] {
+    blockDim.x = threads;
+    in_order(blocks, [&](unsigned block) {
+      blockIdx.x = block;
+      in_order(threads, [&](unsigned thread) {
+        threadIdx.x = thread;
+        kernel();
+      });
     });
   });
 }
@@ -323,7 +345,8 @@ inline cudaError_t cudaMallocHost(void** block, std::size_t bytes) {
   *block = std::malloc(bytes);
   return *block ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaFreeHost(void* block) {
+inline cudaError_t cudaFreeHost(void* block) {  // waits, too
+  cudaDeviceSynchronize();
   std::free(block);
   return cudaSuccess;
 }
@@ -342,7 +365,9 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   return cudaSuccess;
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t, int /*stream*/) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {  // waits for copies from the host only
+/// An event waits for all that was queued before it. These waits are not counted: an upload waits
+/// for the upload before it, whose memory it is about to use again.
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
   emulated_gpu::Device::instance().synchronize();
   return cudaSuccess;
 }
