@@ -204,6 +204,7 @@ class Device {
   }
   void synchronize() {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    if (stream_.empty()) return;
     memory_.open();
     for (const std::function<void()>& work : stream_) work();
     stream_.clear();
