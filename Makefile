@@ -190,6 +190,9 @@ golden:  ## write data/golden and data/foreign anew: PYTHON=... with torch, tran
 check-golden:  ## data/golden and data/foreign are what their manifests say
 	@tests/tools/check_golden.sh
 
+zoo: build/examples/validate | need-tests  ## real bugs, made in copies of the header, are caught
+	+@RUN="$(RUN)" tests/tools/check_zoo.sh "$(CXX) $(BASE)"
+
 bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.html (ARGS=--short)
 	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" RUN="$(RUN)" tests/bench/run.sh $(ARGS)
 	+@$(RUN) $(bench_page)

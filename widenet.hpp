@@ -4572,7 +4572,7 @@ struct BlockRecord {
   [[gnu::cold]] void keep_routing(const Tensor<T>& of_experts, const Routing<T>& r) {
     detail::keep(results, of_experts);
     routing = r;
-    for (const Tensor<T>& x : {r.logits, r.probabilities, r.gate}) x.require_gradient();
+    r.logits.require_gradient(), r.probabilities.require_gradient(), r.gate.require_gradient();
   }
   Index block = 0;         // which block to record
   Sublayer attention, ffn;

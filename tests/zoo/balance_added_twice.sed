@@ -1,0 +1,5 @@
+# The balance loss is added twice, by the model and by the trainer.
+# seen in: transformers #44242; megablocks #113
+# case: vision_widenet
+# expect: loss, algorithm
+s/return main + lambda \* balance;/return main + 2.0 * lambda * balance;/

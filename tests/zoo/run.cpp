@@ -1,0 +1,47 @@
+// Runs golden cases with the header at hand, a mutant in the zoo, and writes all results:
+//   run CASE OUT [SETTINGS]...     three words for each case; settings in JSON, or "-"
+// With SETTINGS the case that has them is written to OUT.case.
+#include "support/golden.hpp"
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+namespace wn = widenet;
+namespace support = widenet::support;
+
+#ifndef ZOO_NUMBER
+#  define ZOO_NUMBER double
+#endif
+
+namespace {
+
+void run(const std::string& path, const std::string& to, const std::string& settings) {
+  wn::SafeTensors file = wn::read_safetensors(path);
+  std::string& about = file.metadata["case"];
+  if (settings != "-") {
+    about.insert(about.find('{', about.find("\"settings\"")) + 1, settings + ",");
+    wn::write_safetensors(to + ".case", file);
+  }
+  const wn::Json json = wn::Json::parse(about, path);
+  support::GoldenCase c;
+  c.op = json.at("op").string(), c.settings = json.at("settings");
+  const auto results = support::run_golden<ZOO_NUMBER>(c, file);
+  wn::SafeTensors out;
+  for (const auto& r : results.values)
+    out.add("out." + r.first, results.shapes.at(r.first), r.second);
+  for (const auto& r : results.integers)
+    out.add("out." + r.first, results.shapes.at(r.first), r.second);
+  wn::write_safetensors(to, out);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    for (int i = 1; i + 2 < argc; i += 3) run(argv[i], argv[i + 1], argv[i + 2]);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
