@@ -298,7 +298,8 @@ void is_consistent(const Trace<T>& t, const Kept<T>& b, const EncoderConfig& c,
                    const Buffer<std::uint8_t>& key_mask) {
   const Index D = c.width, Dh = D / c.heads, T_ = b.x.shape()[1];
   // mean and rstd: the normalised input is the output, before and after gamma and beta
-  for (const auto& norm : {t.norm1, t.norm2}) {
+  for (int which = 0; which < 2; ++which) {  // nvcc reads no list of them here
+    const auto& norm = which == 0 ? t.norm1 : t.norm2;
     T mean = 0;
     for (const T value : norm.input.value) mean += value / T(D);
     CHECK(std::fabs(double(mean - norm.mean)) < (sizeof(T) == 4 ? 1e-6 : 1e-14));
