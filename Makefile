@@ -77,9 +77,10 @@ sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g1 -fno-omit-frame-pointer \
                      -D_GLIBCXX_ASSERTIONS -fno-sanitize-recover=all \
                      -fsanitize=address,undefined -fno-sanitize=null,alignment,object-size,vptr
 tools_compiler    := $(CXX) -std=c++17 -O1 $(STRICTLY)
+# Not -Wparentheses: nvcc puts parentheses around a pointer to member, of which g++ then warns.
 cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad=false \
                      -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
-                     -Xcompiler -Wall,-Wextra,-ffp-contract=off
+                     -Xcompiler -Wall,-Wextra,-Wno-parentheses,-ffp-contract=off
 
 # The CUDA build for a GPU that the host plays (tests/emulated_gpu): only the launches of kernels,
 # which are no C++, are written anew. If fortified, longjmp refuses to go from stack to stack.
