@@ -4731,14 +4731,15 @@ class Encoder {
                      typename BlockRecord<T>::Sublayer* record, Sublayer sublayer) const {
     const bool is_pre = config_.is_pre_norm;
     const Tensor<T> h = is_pre ? norm(x, config_.layer_norm_eps) : x;
-    const Tensor<T> y = sublayer(h), sum = x + y;
+    const Tensor<T> y = sublayer(h);
+    if (is_pre && !record) h.forget();
+    const Tensor<T> sum = x + y;
     const Tensor<T> normed = is_pre ? h : norm(sum, config_.layer_norm_eps);
     if (record) {
       record->norm = norm;
       detail::keep(record->input, x), detail::keep(record->normed, normed);
       detail::keep(record->change, y), detail::keep(record->sum, sum);
     }
-    if (is_pre && !record) h.forget();
     return is_pre ? sum : normed;
   }
 
