@@ -29,7 +29,8 @@ struct Config {
 inline EncoderConfig encoder_of(Index width, Index heads, Index hidden, Index blocks, Index experts,
                                 Index top_k) {
   EncoderConfig encoder;
-  encoder.width = width, encoder.heads = heads, encoder.expert_hidden = hidden;
+  encoder.width = width, encoder.heads = heads;
+  encoder.expert_hidden = encoder.dense_hidden = hidden;
   encoder.blocks = blocks, encoder.experts = experts, encoder.top_k = top_k;
   return encoder;
 }
@@ -63,8 +64,10 @@ inline std::vector<Config> all_configs() {
 inline double useful_operations(const Config& c, double kept_fraction, bool evaluates = false) {
   const EncoderConfig& e = c.encoder();
   const double N = double(c.tokens()), D = double(e.width), T = double(c.tokens_per_sequence());
+  const double hidden_units = e.experts == 0 ? double(e.dense_hidden)
+                              : kept_fraction * double(e.top_k) * double(e.expert_hidden);
   const double block = 8 * N * D * D + 4 * N * T * D + 2 * N * D * double(e.experts) +
-                       kept_fraction * double(e.top_k) * N * 4 * D * double(e.expert_hidden);
+                       4 * N * D * hidden_units;
   double ends = 0, without_gradient = 0;
   if (c.is_vision) {  // the images need no gradient
     const double patch = double(c.vision.patch * c.vision.patch * c.vision.channels);
