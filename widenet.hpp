@@ -1635,6 +1635,15 @@ namespace kernel {
 
 // Elements ----------------------------------------------------------------------------------------
 
+/// to.put(i, value(i)) for every i < n, with the choice of Sink made once: where `value` is long,
+/// compilers leave it in the loop, which then does not become vector instructions.
+template <class T, class F> void put_each(Sink<T> to, Index n, F value) {
+  T* const data = to.data;
+  if (to.adds)
+    for_each(n, [=] WIDENET_KERNEL(Index i) { data[i] += value(i); });
+  else
+    for_each(n, [=] WIDENET_KERNEL(Index i) { data[i] = value(i); });
+}
 template <class T> void fill(T* y, T value, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = value; });
 }
@@ -1694,12 +1703,12 @@ template <class T> void gelu_forward(T* y, const T* x, Gelu form, Index n) {
 }
 template <class T> void gelu_backward(Sink<T> dx, const T* dy, const T* x, Gelu form, Index n) {
   if (form == Gelu::tanh)
-    for_each(n, [=] WIDENET_KERNEL(Index i) {
-      dx.put(i, dy[i] * math::gelu_tanh_derivative(x[i]));
+    put_each(dx, n, [=] WIDENET_KERNEL(Index i) {
+      return dy[i] * math::gelu_tanh_derivative(x[i]);
     });
   else
-    for_each(n, [=] WIDENET_KERNEL(Index i) {
-      dx.put(i, dy[i] * math::gelu_erf_derivative(x[i]));
+    put_each(dx, n, [=] WIDENET_KERNEL(Index i) {
+      return dy[i] * math::gelu_erf_derivative(x[i]);
     });
 }
 /// dx[i] = dy[0] for every i: the gradient of a sum.    [d sum]
