@@ -2,7 +2,7 @@
 //
 // The speed of a machine changes with its clock and with its neighbours, so a time in milliseconds
 // says little by itself; the part of the peak that was reached says more. One reading takes about
-// ten milliseconds, after a few that are not counted.
+// ten milliseconds, after a pause and a few that are not counted.
 //
 // As a library for other languages (it exports `double peak_gflops(int threads)`):
 //   g++ -std=c++17 -O2 -march=native -pthread -shared -fPIC -DWIDENET_PEAK_LIBRARY
@@ -96,13 +96,16 @@ inline float run_chains(long iterations) {
 ///
 /// The threads are started here and end here. An OpenMP team of its own would go on spinning after
 /// the reading and slow down what is timed next; and a team that has just worked for the program
-/// spins for some milliseconds, which is why the first six are not counted.
+/// spins for some milliseconds: without the pause two threads beside that of PyTorch read half of
+/// the peak. Then the clock has to rise again, so the first six milliseconds are not counted.
 inline double gflops(int threads) {
   using Clock = std::chrono::steady_clock;
+  constexpr auto pause = std::chrono::milliseconds(40);
   constexpr double uncounted_seconds = 0.006;
   // Six cycles an iteration where two fused operations start per cycle: 10 ms at 3.5 GHz.
   constexpr long iterations = 6000000;
 
+  std::this_thread::sleep_for(pause);
   threads = std::max(1, threads);
   std::atomic<int> arrived{0};
   std::vector<float> sums(static_cast<std::size_t>(threads));
