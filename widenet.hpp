@@ -1237,19 +1237,20 @@ template <class T> struct TileArgs {
   Index c_row;
 };
 
-/// One tile of C, V registers wide: sum I belongs to row I / V, register I % V. A fold spells the
-/// sums out, so that they stay in registers whatever the compiler thinks of unrolling.
+/// One tile of C, V registers wide: sum i belongs to row i / V, register i % V. A fold spells the
+/// sums out, so that they stay in registers whatever the compiler thinks of unrolling. The next
+/// tile of C is fetched beforehand.
 template <class P, Index V, class T, class Sums> struct Tile;
-template <class P, Index V, class T, std::size_t... I>
-struct Tile<P, V, T, std::index_sequence<I...>> {
+template <class P, Index V, class T, std::size_t... Sum>
+struct Tile<P, V, T, std::index_sequence<Sum...>> {
   static constexpr Index row(std::size_t i) { return static_cast<Index>(i) / V; }
   static constexpr Index column(std::size_t i) { return static_cast<Index>(i) % V * P::width; }
 
   WIDENET_VECTOR_TARGET static void run(const TileArgs<T>& args) {
     const TileArgs<T> t = args;
     const T *a = t.a, *b = t.b;
-    typename P::Register sum[] = {P::load(t.start + row(I) * t.start_row + column(I))...};
-    (__builtin_prefetch(t.c + row(I) * t.c_row + column(I) + V * P::width, 1), ...);  // next tile
+    typename P::Register sum[] = {P::load(t.start + row(Sum) * t.start_row + column(Sum))...};
+    (__builtin_prefetch(t.c + row(Sum) * t.c_row + column(Sum) + V * P::width, 1), ...);
 #  ifdef __clang__
 #    pragma clang loop unroll(disable)  // the unrolled loop runs out of registers
 #  endif
@@ -1257,9 +1258,9 @@ struct Tile<P, V, T, std::index_sequence<I...>> {
       const typename P::Register b_k[] = {P::load(b), P::load(b + (V - 1) * P::width)};
       __builtin_prefetch(b + 8 * t.b_k);
       if constexpr (V * sizeof(b_k[0]) > 64) __builtin_prefetch(b + 8 * t.b_k + P::width);
-      ((sum[I] = P::fma(P::repeat(a + row(I) * t.a_row), b_k[I % V], sum[I])), ...);
+      ((sum[Sum] = P::fma(P::repeat(a + row(Sum) * t.a_row), b_k[Sum % V], sum[Sum])), ...);
     }
-    (P::store(t.c + row(I) * t.c_row + column(I), sum[I]), ...);
+    (P::store(t.c + row(Sum) * t.c_row + column(Sum), sum[Sum]), ...);
   }
 };
 

@@ -1,4 +1,7 @@
-// The second translation unit of test_link.cpp: both include the header, and they link.
+// The second translation unit of test_link.cpp: both include the header, and they link. This one
+// has seen the macro I of C's complex numbers before.
+#include <complex.h>
+
 #include "widenet.hpp"
 
 widenet::Tensor<double> square_elsewhere(const widenet::Tensor<double>& x) {
