@@ -112,6 +112,7 @@ shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp soluti
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
 bench_page       := $(addprefix build/bench/,report bench.json torch.json index.html)
 cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
+cuda_steps       := $(addprefix build/cuda/train_step_,fp32 tf32 bf16)
 
 # TARGETS ==========================================================================================
 
@@ -201,6 +202,9 @@ bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.htm
 bench-torch: $(bench_programs) | need-torch  ## steps beside PyTorch's: PYTHON=... that has torch
 	+@$(PYTHON) tests/bench/bench_torch.py $(ARGS)
 	+@$(RUN) $(bench_page)
+
+bench-gpu: cuda $(cuda_steps) $(addprefix build/examples/,demo validate)  ## all on a GPU: GPU.md
+	+@PYTHON="$(PYTHON)" NVCC="$(NVCC)" tests/bench/gpu.sh $(ARGS)
 
 cuda: $(cuda_examples) $(cuda_program)  ## compile examples and tests with nvcc
 	@echo "cuda: compiled $(words $(cuda_examples)) examples and the tests for $(SM)"
@@ -309,6 +313,12 @@ $(cuda_program): $(TESTS:tests/%.cpp=build/cuda/tests/%.o)
 build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 	@mkdir -p $(@D); echo "$(NVCC) $<"
 	$(Q)$(cuda_compiler) -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
+
+# What is timed is optimised on the host, too. bf16 stands for -DWIDENET_BF16=1, and so on.
+build/cuda/train_step_%: tests/bench/train_step.cpp build/cuda/flags | need-cuda need-basics
+	@echo "$(NVCC) $< ($*)"
+	$(Q)$(cuda_compiler) -O3 -DWIDENET_$(shell echo $* | tr a-z A-Z)=1 -x cu -MMD -MP -MF $@.d \
+	  -MT $@ $< -o $@ -lcublas
 
 build/emulated/widenet.hpp: widenet.hpp build/emulated/flags $(wildcard tests/emulated_gpu/*.h)
 	$(Q)sed -E 's/detail::run_([a-z]+)<<<(.*)>>>\((.*)\);/emulated_gpu::launch_\1(\2, [=] { \

@@ -89,6 +89,9 @@
 #endif
 
 #if WIDENET_CUDA
+#  ifdef CUDA_API_PER_THREAD_DEFAULT_STREAM
+#    error "widenet: memory is reused in the order of one stream; no --default-stream per-thread"
+#  endif
 #  define WIDENET_ABI v0_1_cuda                    // CPU and GPU objects never link by mistake
 #  define WIDENET_KERNEL __device__                // marks what runs inside a kernel
 #  define WIDENET_HOST_DEVICE __host__ __device__  // marks what runs inside and outside
@@ -302,10 +305,10 @@ inline void* allocate(std::size_t bytes) {
     cudaGetLastError();  // the error is ours now
     return nullptr;
   }
-  check_cuda(status, cudaGetErrorString(status), "cudaMalloc", "allocate");
+  check_cuda(status, cudaGetErrorString(status), "cudaMalloc", WIDENET_LINE(__LINE__));
   return block;
 }
-inline void release(void* block) { cudaFree(block); }
+inline void release(void* block) { WIDENET_CHECK(cudaFree(block)); }
 inline std::string free_memory() {
   std::size_t free = 0, total = 0;
   WIDENET_CHECK(cudaMemGetInfo(&free, &total));
@@ -313,12 +316,18 @@ inline std::string free_memory() {
 }
 
 /// Pinned host memory between the caller's and the device's: the copy to the device then runs
-/// beside the host. One thread uses it at a time.
+/// beside the host. Uploads take turns at several pieces, so that each waits for one long before it
+/// only, not for the work that was queued since; large ones, such as images, share the first piece.
 struct Staging {
+  struct Piece {
+    void* host = nullptr;
+    std::size_t capacity = 0;
+    cudaEvent_t done = nullptr;
+  };
+  static constexpr std::size_t num_pieces = 16, large = std::size_t(1) << 18;  // bytes
   std::mutex mutex;
-  void* host = nullptr;
-  std::size_t capacity = 0;
-  cudaEvent_t done = nullptr;
+  Piece pieces[num_pieces];
+  std::size_t turn = 0;
 
   static Staging& instance() {
     static Staging* const staging = new Staging;  // never destroyed, like the pool
@@ -326,17 +335,18 @@ struct Staging {
   }
   void upload(void* to, const void* from, std::size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (!done) WIDENET_CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
-    WIDENET_CHECK(cudaEventSynchronize(done));  // the last upload may still be reading
-    if (bytes > capacity) {
-      if (host) WIDENET_CHECK(cudaFreeHost(host));
-      host = nullptr, capacity = 0;
-      WIDENET_CHECK(cudaMallocHost(&host, bytes));
-      capacity = bytes;
+    Piece& p = pieces[bytes > large ? 0 : 1 + turn++ % (num_pieces - 1)];
+    if (!p.done) WIDENET_CHECK(cudaEventCreateWithFlags(&p.done, cudaEventDisableTiming));
+    WIDENET_CHECK(cudaEventSynchronize(p.done));  // its last upload may still be reading
+    if (bytes > p.capacity) {
+      if (p.host) WIDENET_CHECK(cudaFreeHost(p.host));
+      p.host = nullptr, p.capacity = 0;
+      WIDENET_CHECK(cudaMallocHost(&p.host, std::max(bytes, large)));
+      p.capacity = std::max(bytes, large);
     }
-    std::memcpy(host, from, bytes);
-    WIDENET_CHECK(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, 0));
-    WIDENET_CHECK(cudaEventRecord(done, 0));
+    std::memcpy(p.host, from, bytes);
+    WIDENET_CHECK(cudaMemcpyAsync(to, p.host, bytes, cudaMemcpyHostToDevice, 0));
+    WIDENET_CHECK(cudaEventRecord(p.done, 0));
   }
 };
 
@@ -344,13 +354,13 @@ inline void upload(void* to, const void* from, std::size_t bytes) {
   if (bytes > 0) Staging::instance().upload(to, from, bytes);
 }
 inline void download(void* to, const void* from, std::size_t bytes) {
-  WIDENET_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
+  if (bytes > 0) WIDENET_CHECK(cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost));
 }
 inline void copy(void* to, const void* from, std::size_t bytes) {
-  WIDENET_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0));
+  if (bytes > 0) WIDENET_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, 0));
 }
 inline void set_zero(void* to, std::size_t bytes) {
-  WIDENET_CHECK(cudaMemsetAsync(to, 0, bytes, 0));
+  if (bytes > 0) WIDENET_CHECK(cudaMemsetAsync(to, 0, bytes, 0));
 }
 #else
 inline void* allocate(std::size_t bytes) {
@@ -894,6 +904,7 @@ class Team {
   WIDENET_KERNEL Index enumerate(Index n, Wanted wanted, Take take) const {
     Index rank = 0;
 #if WIDENET_CUDA
+    __syncwarp();  // `take` may overwrite what another lane wrote; votes do not order memory
     for (Index begin = 0; begin < n; begin += num_lanes) {
       const Index i = begin + lane();
       const bool is_wanted = i < n && wanted(i);
@@ -949,6 +960,10 @@ class Team {
 #if WIDENET_CUDA
 namespace detail {
 
+template <class F> constexpr void require_kernel() {
+  static_assert(std::is_trivially_copyable<F>::value,
+                "a kernel captures numbers and pointers; what owns memory stays on the host");
+}
 template <class F> __global__ void run_elements(Index n, F f) {
   const Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) f(i);
@@ -972,6 +987,7 @@ inline constexpr Index work_of_one_thread = 8192;
 template <class F> void for_each(Index n, F f) {
   if (n == 0) return;
 #if WIDENET_CUDA
+  detail::require_kernel<F>();
   detail::run_elements<<<static_cast<unsigned>((n + 255) / 256), 256>>>(n, f);
   WIDENET_CHECK(cudaGetLastError());
 #else
@@ -991,6 +1007,7 @@ template <class F> void for_each(Index n, F f) {
 template <class F> void for_each_row(Index rows, [[maybe_unused]] Index width, F f) {
   if (rows == 0) return;
 #if WIDENET_CUDA
+  detail::require_kernel<F>();
   detail::run_rows<<<static_cast<unsigned>((rows + 7) / 8), 8 * num_lanes>>>(rows, f);
   WIDENET_CHECK(cudaGetLastError());
 #else
@@ -1012,10 +1029,17 @@ template <class T> struct Matrix {
 
 namespace detail {
 
+/// The handle of the one stream. With a workspace of its own cuBLAS gives the same bits in every
+/// run, whatever other streams and threads of the program do.
 inline cublasHandle_t cublas() {
-  static cublasHandle_t handle = nullptr;
-  static const bool is_created = (WIDENET_CHECK_BLAS(cublasCreate(&handle)), true);
-  static_cast<void>(is_created);
+  static const Buffer<char> workspace(Index(32) << 20);  // what cuBLAS itself would take on sm_90
+  static const cublasHandle_t handle = [] {
+    cublasHandle_t made = nullptr;
+    WIDENET_CHECK_BLAS(cublasCreate(&made));
+    WIDENET_CHECK_BLAS(
+        cublasSetWorkspace(made, workspace.data(), static_cast<std::size_t>(workspace.size())));
+    return made;
+  }();
   return handle;
 }
 template <class T> constexpr cudaDataType_t cuda_type() {
@@ -1058,35 +1082,36 @@ void gemm(bool transpose_a, bool transpose_b, Index M, Index N, Index K, const T
 
 namespace detail {
 
+/// Where the n items of A, of B and of C begin.
 template <class T>
-void fill_pointers(T** to, T* data, Index outer, Index inner, Index num_inner, Index n) {
+void point_to_items(T** to, const Matrix<const T>& A, const Matrix<const T>& B, const Matrix<T>& C,
+                    Index inner, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) {
-    to[i] = data + i / num_inner * outer + i % num_inner * inner;
+    const Index o = i / inner, h = i % inner;
+    to[i] = const_cast<T*>(A.data) + o * A.outer + h * A.inner;
+    to[n + i] = const_cast<T*>(B.data) + o * B.outer + h * B.inner;
+    to[2 * n + i] = C.data + o * C.outer + h * C.inner;
   });
-}
-template <class T> Buffer<T*> item_pointers(const Matrix<T>& m, Index outer, Index inner) {
-  const Buffer<T*> pointers(outer * inner);
-  fill_pointers(pointers.data(), m.data, m.outer, m.inner, inner, outer * inner);
-  return pointers;
 }
 
 }  // namespace detail
 
-/// The same for outer * inner products of one shape.
+/// The same for outer * inner products of one shape. They are given by pointers: the heads of
+/// attention lie side by side in the rows of a sequence, so no one stride leads to the next item.
 template <class T>
 void gemm_batched(bool transpose_a, bool transpose_b, Index outer, Index inner, Index M, Index N,
                   Index K, const Matrix<const T>& A, const Matrix<const T>& B, T beta,
                   const Matrix<T>& C) {
-  if (outer * inner == 0 || M == 0 || N == 0) return;
-  const auto a = detail::item_pointers(A, outer, inner), b = detail::item_pointers(B, outer, inner);
-  const auto c = detail::item_pointers(C, outer, inner);
+  const Index n = outer * inner;
+  if (n == 0 || M == 0 || N == 0) return;
+  const Buffer<T*> items(3 * n);
+  detail::point_to_items(items.data(), A, B, C, inner, n);
+  const auto at = [&](Index i) { return reinterpret_cast<void**>(items.data() + i); };
   const T one = 1;
   constexpr cudaDataType_t type = detail::cuda_type<T>();
   WIDENET_CHECK_BLAS(cublasGemmBatchedEx_64(
       detail::cublas(), detail::operation(transpose_b), detail::operation(transpose_a), N, M, K,
-      &one, reinterpret_cast<const void* const*>(b.data()), type, B.ld,
-      reinterpret_cast<const void* const*>(a.data()), type, A.ld, &beta,
-      reinterpret_cast<void* const*>(c.data()), type, C.ld, outer * inner,
+      &one, at(n), type, B.ld, at(0), type, A.ld, &beta, at(2 * n), type, C.ld, n,
       detail::compute_type<T>(), CUBLAS_GEMM_DEFAULT));
 }
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 #ifdef _OPENMP
@@ -80,6 +81,20 @@ template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+/// Whether two products that differ in shape agree where they should: in all bits, but on a real
+/// GPU, where cuBLAS chooses the order of a sum by the shape, to rounding only.
+template <class T>
+bool same_products(const std::vector<T>& a, const std::vector<T>& b) {
+#ifdef WIDENET_TESTS_EMULATED_GPU_CUBLAS_V2_H
+  const bool is_ordered = !emulated_gpu::chooses_by_shape();
+#else
+  const bool is_ordered = WIDENET_CUDA == 0;
+#endif
+  if (is_ordered) return same_bits(a, b);
+  return a.size() == b.size() &&
+         compare(a, b).max_relative < 100 * double(std::numeric_limits<T>::epsilon());
 }
 
 /// Calls f with 1, 2, 3 and 4 threads; whatever it returns must have the same bits each time.

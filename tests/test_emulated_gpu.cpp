@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include <sys/wait.h>
@@ -62,7 +63,79 @@ TEST_CASE("emulated GPU: new memory is NaN") {
   cudaFree(block);
 }
 
-TEST_CASE("CUDA: a training step in steady state copies nothing back but the loss that is read") {
+TEST_CASE("emulated GPU: tensor cores round the factors, and shapes choose the order of a sum") {
+  const float x = 1 + 0x1p-9f, y = 1 + 0x1p-12f;
+  CHECK(emulated_gpu::rounded(x, emulated_gpu::unseen_bits(CUBLAS_COMPUTE_32F_FAST_TF32)) == x);
+  CHECK(emulated_gpu::rounded(y, emulated_gpu::unseen_bits(CUBLAS_COMPUTE_32F_FAST_TF32)) == 1);
+  CHECK(emulated_gpu::rounded(x, emulated_gpu::unseen_bits(CUBLAS_COMPUTE_32F_FAST_16BF)) == 1);
+  CHECK(emulated_gpu::rounded(y, emulated_gpu::unseen_bits(CUBLAS_COMPUTE_32F)) == y);
+}
+
+TEST_CASE("CUDA: a failure names the call, the place and the reason") {
+  const auto is_told = [](const char* call, const char* reason, const auto& f) {
+    std::string text;
+    try {
+      f();
+    } catch (const wn::CudaError& error) {
+      text = error.what();
+    }
+    INFO(text);
+    const std::string begin = std::string("widenet: CUDA: ") + call;
+    CHECK(text.rfind(begin, 0) == 0);
+    CHECK(text.find(" must succeed at widenet.hpp:") != std::string::npos);
+    CHECK(text.find(std::string("; got ") + reason) != std::string::npos);
+  };
+  is_told("cudaGetLastError()", "9 (invalid configuration argument)",
+          [] { wn::for_each(-300, [](wn::Index) {}); });
+  const wn::Buffer<float> x(6);
+  is_told("cublasGemmEx_64(", "7 (an invalid value)", [&] {
+    wn::gemm(false, false, 2, 3, 1, x.data(), 1, x.data(), 2, 0.0f, x.data(), 3);
+  });
+  emulated_gpu::fail_next(cudaErrorIllegalAddress);
+  is_told("cudaMemcpy(", "700 (an illegal memory access was encountered)",
+          [&] { x.to_vector(); });
+  { const wn::Buffer<float> unused(12345); }
+  emulated_gpu::fail_next(cudaErrorIllegalAddress);
+  is_told("cudaFree(block)", "700 (", [] { wn::release_cached_memory(); });
+  wn::release_cached_memory();  // the pool goes on
+  CHECK(wn::memory_use().cached == 0);
+}
+
+TEST_CASE("CUDA: buffers without values ask nothing of the GPU") {
+  const wn::Buffer<float> none = wn::Buffer<float>::zeros(0);
+  CHECK(none.clone().to_vector().empty());
+  CHECK_NOTHROW(none.assign({}));
+}
+
+TEST_CASE("CUDA: uploads are queued, and none overwrites what another has yet to copy") {
+  for (const std::size_t size : {std::size_t(1), std::size_t(100000)}) {
+    std::vector<wn::Buffer<std::int32_t>> all;
+    for (std::int32_t i = 0; i < 40; ++i)
+      all.emplace_back(std::vector<std::int32_t>(size, i));
+    for (std::int32_t i = 0; i < 40; ++i)
+      CHECK(all[static_cast<std::size_t>(i)].to_vector() == std::vector<std::int32_t>(size, i));
+  }
+}
+
+TEST_CASE("CUDA: products of floats keep 24 bits, of doubles 53") {
+  const auto times_one = [](auto x) {
+    using Matrix = wn::Tensor<decltype(x)>;
+    return wn::matmul(Matrix::full({1, 1}, x), Matrix::full({1, 1}, 1)).item();
+  };
+  const bool sees_all_bits = WIDENET_TF32 == 0 && WIDENET_BF16 == 0;
+  CHECK((times_one(1 + 0x1p-23f) == 1 + 0x1p-23f) == sees_all_bits);
+  CHECK(times_one(1 + 0x1p-52) == 1 + 0x1p-52);
+}
+
+TEST_CASE("CUDA: the products of all heads are two pieces of work") {
+  const auto q = wn::Tensor<float>::randn({3, 5, 8}, wn::Rng(1));
+  wn::attention(q, q, q, 2);
+  const long before = emulated_gpu::Device::instance().num_queued;
+  wn::attention(q, q, q, 2);
+  CHECK(emulated_gpu::Device::instance().num_queued - before == 2 + 1 + 2);  // scores, softmax, y
+}
+
+TEST_CASE("CUDA: a step in steady state waits for nothing but the loss that is read") {
   wn::VisionConfig config = wn::VisionConfig::toy();
   config.encoder.dropout = 0.1;
   const wn::Rng rng(1);
@@ -70,7 +143,9 @@ TEST_CASE("CUDA: a training step in steady state copies nothing back but the los
   const auto images = wn::Tensor<float>::randn({8, 1, 8, 8}, rng);
   const std::vector<std::int32_t> labels{0, 1, 2, 3, 4, 5, 6, 7};
   const auto train = [&](auto& optimizer, bool reads_loss) {
-    const long before = emulated_gpu::Device::instance().num_waits;
+    const emulated_gpu::Device& gpu = emulated_gpu::Device::instance();
+    cudaDeviceSynchronize();
+    const long before = gpu.num_waits + gpu.num_event_waits;
     for (int step = 0; step < 4; ++step) {
       const auto out = model.forward(images, wn::Training{rng, step});
       const auto loss = wn::total_loss(wn::cross_entropy(out.logits, labels), out.balance_loss);
@@ -80,7 +155,7 @@ TEST_CASE("CUDA: a training step in steady state copies nothing back but the los
       optimizer.step();
       if (reads_loss) loss.item();
     }
-    return emulated_gpu::Device::instance().num_waits - before;
+    return gpu.num_waits + gpu.num_event_waits - before;
   };
   wn::AdamW<float> adamw(model.parameters(), 1e-3);
   wn::LAMB<float> lamb(model.parameters(), 1e-3);

@@ -1,6 +1,7 @@
 """A training step side by side with PyTorch: build/bench/train_step and peer_torch.py, interleaved.
 
   bench_torch.py [--configs digits1,mnist] [--threads 1,2] [--rounds 5] [--forms eager,parts] ...
+  bench_torch.py --device cuda [--precision tf32] --configs digits1,widenet_b:64 ...
 
 Before a configuration is timed, the peer exports a step: weights, batch, noise, and what it
 computes from them. Our program repeats the step; if routing, loss or a gradient differ, the
@@ -10,6 +11,11 @@ Every round runs our program and then each form of the peer, which stays loaded 
 process of its own and waits. Prints a Markdown table and writes all readings as JSON. A reading
 counts when the FMA peak beside it is at least 0.87 of the best peak seen with as many threads: the
 others were taken while the machine was busy or slow. Asserts nothing.
+
+A configuration may name its batch, as in widenet_b:64; the step that both sides repeat then has
+the batch of the configuration, and the timings start from other weights and the larger batch. On a
+GPU one form is measured after the other, since together they may not fit into its memory, and
+--program is a CUDA build whose products have the --precision; the step is repeated in fp32.
 """
 import argparse
 import json
@@ -29,6 +35,7 @@ FORMS = {
     "model": ["--compile", "model"],
     "eager-batched": ["--compile", "none", "--moe", "batched"],
     "model-batched": ["--compile", "model", "--moe", "batched"],
+    "graphs-batched": ["--compile", "graphs", "--moe", "batched"],
 }
 LEAST_PEAK = 0.87
 
@@ -45,8 +52,9 @@ class Peer:
     """One form of the peer in a process of its own; it works only while it is asked to."""
 
     def __init__(self, options, config, threads, form):
-        command = [options.python, str(PEER), "serve", config, str(threads)]
-        command += ["--load", str(export_path(options, config))] + FORMS[form]
+        command = peer_command(options, "serve", config, str(threads)) + FORMS[form]
+        command += ["--load", str(export_path(options, config))]
+        command += ["--device", options.device, "--precision", options.precision]
         self.process = subprocess.Popen(command, env=environment(threads), text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.answer()
@@ -68,8 +76,26 @@ class Peer:
         self.process.wait()
 
 
+def name_of(config):
+    return config.partition(":")[0]
+
+
+def batch_of(config):
+    return config.partition(":")[2]
+
+
 def export_path(options, config):
-    return pathlib.Path(options.exports) / f"{config}.safetensors"
+    return pathlib.Path(options.exports) / f"{config.replace(':', '_batch')}.safetensors"
+
+
+def peer_command(options, command, config, argument):
+    line = [options.python, str(PEER), command, name_of(config), argument]
+    return line + (["--batch", batch_of(config)] if batch_of(config) else [])
+
+
+def our_command(options, config, threads):
+    line = options.program.split() + [name_of(config), str(threads)]
+    return line + (["--set", f"batch={batch_of(config)}"] if batch_of(config) else [])
 
 
 def agreement(options, config):
@@ -78,10 +104,10 @@ def agreement(options, config):
     Rounding may decide a choice that is very close; then weights of another seed are tried."""
     file, said = str(export_path(options, config)), "train_step failed"
     for seed in range(1, 4):
-        export = [options.python, str(PEER), "export", config, options.exports, "--seed", str(seed)]
+        export = peer_command(options, "export", config, options.exports) + ["--seed", str(seed)]
         if subprocess.run(export, env=environment(2), stdout=subprocess.DEVNULL).returncode != 0:
             return False, "the peer cannot export it"
-        comparison = options.program.split() + [config, "2", "--compare", file]
+        comparison = options.exact_program.split() + [config, "2", "--compare", file]
         run = subprocess.run(comparison, env=environment(2), text=True, stdout=subprocess.PIPE)
         said = (run.stdout.strip().splitlines() or [said])[-1].strip()
         if run.returncode == 0:
@@ -91,7 +117,7 @@ def agreement(options, config):
 
 
 def run_ours(options, config, threads):
-    command = options.program.split() + [config, str(threads), "--seconds", str(options.seconds)]
+    command = our_command(options, config, threads) + ["--seconds", str(options.seconds)]
     command += ["--load", str(export_path(options, config))]
     run = subprocess.run(command, env=environment(threads), text=True, stdout=subprocess.PIPE,
                          check=True)
@@ -117,6 +143,25 @@ def measure(options, config, threads):
     finally:
         for peer in peers.values():
             peer.close()
+    return readings
+
+
+def measure_in_turn(options, config):
+    """The same on a GPU: form by form."""
+    readings = {}
+    for form in ["ours"] + options.forms:
+        note(config, "on the GPU:", form)
+        try:
+            if form == "ours":
+                readings[form] = [run_ours(options, config, 1) for _ in range(options.rounds)]
+                continue
+            peer = Peer(options, config, 1, form)
+            try:
+                readings[form] = [peer.measure(options.seconds) for _ in range(options.rounds)]
+            finally:
+                peer.close()
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            note(config, form, "is left out:", error)
     return readings
 
 
@@ -150,13 +195,13 @@ def compare(entry, best_peak):
     entry["memory_mb"] = {form: memory(rows) for form, rows in readings.items()}
     peers = [form for form in readings if form != "ours"]
     quiet = [form for form in peers if entry["summaries"][form]]
-    ours = entry["summaries"]["ours"]
+    ours = entry["summaries"].get("ours")
     entry["fastest_peer"] = min(quiet, key=lambda f: entry["summaries"][f]["ms"], default=None)
     entry["ratio"] = None
     if ours and entry["fastest_peer"]:
         entry["ratio"] = entry["summaries"][entry["fastest_peer"]]["ms"] / ours["ms"]
     entry["memory_ratio"] = entry["growth_ratio"] = None
-    if peers:
+    if peers and "ours" in readings:
         # Against the form that needs least, which need not be the fastest.
         our_peak, our_growth = entry["memory_mb"]["ours"]
         entry["memory_ratio"] = min(entry["memory_mb"][f][0] for f in peers) / our_peak
@@ -203,10 +248,41 @@ def markdown(entries, forms):
     return "\n".join(lines)
 
 
+def gpu_markdown(entries, forms):
+    """The table of one precision: milliseconds, the ratio in bold, what padding and memory cost."""
+    def milliseconds(entry, form):
+        s = entry["summaries"].get(form)
+        return f"{s['ms']:.2f}" if s else "failed"
+
+    def gigabytes(entry, form):
+        return f"{entry['memory_mb'][form][0] / 1024:.2f}" if form in entry["memory_mb"] else "-"
+
+    head = ["configuration", "batch", "ours ms"] + [f"{form} ms" for form in forms]
+    head += ["ratio", "kept, ours / peer", "padded / useful products", "GB, ours / peer"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for e in entries:
+        peer, readings = e["fastest_peer"], e["readings"]
+        batch = next(r["batch"] for rows in readings.values() for r in rows)
+        row = [name_of(e["config"]), str(batch)]
+        row += [milliseconds(e, form) for form in ["ours"] + forms]
+        row += [f"**{e['ratio']:.2f}**" if e["ratio"] else "-"]
+        row += [" / ".join(f"{e['summaries'][form]['kept_fraction']:.3f}"
+                           for form in ("ours", peer) if e["summaries"].get(form))]
+        ours = readings.get("ours")
+        row += [f"{ours[0]['padded_gflop'] / ours[0]['gflop']:.2f}" if ours else "-"]
+        row += [f"{gigabytes(e, 'ours')} / {gigabytes(e, peer)}"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description="A training step side by side with PyTorch.")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that has torch")
     parser.add_argument("--program", default=str(ROOT / "build" / "bench" / "train_step"))
+    parser.add_argument("--exact-program", help="the one that repeats the step; --program if left "
+                        "out")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--configs", default=",".join(CONFIGS))
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--forms", default="eager,parts", help=", ".join(FORMS))
@@ -216,24 +292,33 @@ def main():
     parser.add_argument("--json", default=str(ROOT / "build" / "bench" / "torch.json"))
     options = parser.parse_args()
     options.forms = options.forms.split(",")
+    options.exact_program = options.exact_program or options.program
 
-    entries = []
+    entries, verdicts = [], {}
     for config in options.configs.split(","):
-        agrees, verdict = agreement(options, config)
+        name = name_of(config)
+        if name not in verdicts:
+            verdicts[name] = agreement(options, name)
+        agrees, verdict = verdicts[name]
         note(config, verdict)
         if not agrees:
             note(config, "is not timed: both sides must compute the same step")
             continue
-        for threads in map(int, options.threads.split(",")):
-            readings = measure(options, config, threads)
-            entries.append(dict(config=config, threads=threads, agreement=verdict,
-                                readings=readings))
+        if batch_of(config):
+            export = peer_command(options, "export", config, options.exports) + ["--inputs-only"]
+            subprocess.run(export, stdout=subprocess.DEVNULL, check=True)
+        for threads in [1] if options.device == "cuda" else map(int, options.threads.split(",")):
+            readings = (measure_in_turn(options, config) if options.device == "cuda"
+                        else measure(options, config, threads))
+            if any(readings.values()):
+                entries.append(dict(config=config, threads=threads, agreement=verdict,
+                                    readings=readings))
     for threads in {e["threads"] for e in entries}:
         same = [e for e in entries if e["threads"] == threads]
         best = max(r["peak_gflops"] for e in same for rows in e["readings"].values() for r in rows)
         for e in same:
             compare(e, best)
-    print(markdown(entries, options.forms))
+    print((gpu_markdown if options.device == "cuda" else markdown)(entries, options.forms))
     path = pathlib.Path(options.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(entries, indent=1) + "\n")

@@ -1,7 +1,8 @@
-// The six configurations of the benchmarks, and what a step of each costs at least.
+// The six configurations of the benchmarks, WideNet-B, and what a step of each costs at least.
 #ifndef WIDENET_TESTS_BENCH_CONFIGS_HPP
 #define WIDENET_TESTS_BENCH_CONFIGS_HPP
 
+#include "measure.hpp"
 #include "widenet.hpp"
 
 #include <string>
@@ -59,6 +60,14 @@ inline std::vector<Config> all_configs() {
           vision_config("wideB", 224, 3, 16, 1000, 4, encoder_of(768, 12, 3072, 12, 4, 2))};
 }
 
+/// The six, and the paper's WideNet-B.
+inline std::vector<Config> known_configs() {
+  std::vector<Config> all = all_configs();
+  all.push_back(
+      vision_config("widenet_b", 224, 3, 16, 1000, 4, encoder_of(768, 12, 4096, 12, 4, 2)));
+  return all;
+}
+
 /// Operations of the matrix products of one step, or of an evaluation: kept choices only, no
 /// padding, nothing computed twice; the backward of a product costs two products.
 inline double useful_operations(const Config& c, double kept_fraction, bool evaluates = false) {
@@ -81,12 +90,21 @@ inline double useful_operations(const Config& c, double kept_fraction, bool eval
   return evaluates ? forward : 3 * forward - without_gradient;
 }
 
-/// The mean over the routings; 1 if there are none.
-inline double kept_fraction(const std::vector<Routing<float>>& routings) {
-  double kept = routings.empty() ? 1 : 0;
-  for (const auto& routing : routings)
-    kept += (1 - routing.dropped_fraction()) / double(routings.size());
-  return kept;
+/// What a step or an evaluation took and gave. The clock stops when the loss has been read: by then
+/// a GPU has done all that it was asked for.
+struct Outcome {
+  double seconds = 0, loss = 0;
+  double kept = 1;   // of the choices, on average over the routings
+  double slots = 1;  // per choice: the CPU's experts multiply what is kept, a GPU's all slots
+  double rows() const { return WIDENET_CUDA ? slots : kept; }  // multiplied per choice
+};
+inline Outcome outcome(double seconds, double loss, const std::vector<Routing<float>>& routings) {
+  Outcome o{seconds, loss, routings.empty() ? 1.0 : 0.0, routings.empty() ? 1.0 : 0.0};
+  for (const auto& r : routings) {
+    o.kept += (1 - r.dropped_fraction()) / double(routings.size());
+    o.slots += double(r.E * r.C) / double(r.N * r.K) / double(routings.size());
+  }
+  return o;
 }
 
 /// One model of either kind, its batch and its optimiser.
@@ -141,17 +159,25 @@ class Step {
     return {total_loss(cross_entropy(logits, labels_), out.balance_loss), logits, out.balance_loss,
             out.routings};
   }
-  /// Forward, backward, AdamW; returns the fraction of choices that were kept.
-  double run(Index step) {
+  /// Forward, backward, AdamW.
+  Outcome run(Index step) {
+    const double begin = now();
     const Training training{rng_, step};
     const Result result = forward(&training);
     optimizer_.zero_grad();
     result.loss.backward();
     optimizer_.step();
-    loss_ = double(result.loss.item());
-    return kept_fraction(result.routings);
+    const double loss = double(result.loss.item());
+    return outcome(now() - begin, loss, result.routings);
   }
-  double last_loss() const { return loss_; }
+  /// Forward alone, without a graph.
+  Outcome evaluate() const {
+    const double begin = now();
+    const NoGrad no_graph;
+    const Result result = forward(nullptr);
+    const double loss = double(result.loss.item());
+    return outcome(now() - begin, loss, result.routings);
+  }
   /// Takes weights and inputs from a file of the PyTorch peer, which lacks only heads that the
   /// loss does not use.
   void load(const SafeTensors& file) {
@@ -184,7 +210,6 @@ class Step {
   Tensor<float> images_;
   TokenBatch words_;
   std::vector<std::int32_t> places_, labels_;
-  double loss_ = 0;
 };
 
 }  // namespace bench

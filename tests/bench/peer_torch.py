@@ -6,13 +6,18 @@
   peer_torch.py export CONFIG DIRECTORY          DIRECTORY/CONFIG.safetensors: everything that goes
                                                  into the first step, and everything it computes
 
-CONFIG is digits1, digits2, mnist, cifar, mlm or wideB; a step is forward, backward and AdamW in
-fp32. With --load FILE every measurement starts from the weights and the batch of an export, in
-every form of the peer, as train_step does with the same option; without it they depend on --seed
-and --moe. Needs torch and safetensors; the peak is read through a small library that g++ makes from
-peak.hpp.
+CONFIG is digits1, digits2, mnist, cifar, mlm, wideB or widenet_b; a step is forward, backward and
+AdamW in fp32. With --load FILE every measurement starts from the weights and the batch of an
+export, in every form of the peer, as train_step does with the same option; without it they depend
+on --seed and --moe. Needs torch and safetensors; the peak is read through a small library that g++
+makes from peak.hpp.
+
+With --device cuda the steps are timed on a GPU, each until the GPU has finished it, its memory is
+that of torch's tensors, no peak is read, and --precision may be tf32 (products of floats) or bf16
+(autocast). Exports are always computed on the CPU, in fp32.
 """
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -48,10 +53,17 @@ CONFIGS = {
                 B=16, predictions=20),
     "wideB": dict(VISION, image=224, channels=3, P=16, D=768, H=12, F=3072, L=12, E=4, K=2, B=4,
                   classes=1000),
+    "widenet_b": dict(VISION, image=224, channels=3, P=16, D=768, H=12, F=4096, L=12, E=4, K=2, B=4,
+                      classes=1000),
 }
 EPS = 1e-6
 BALANCE = 0.01
 LEARNING_RATE = 1e-5  # so small that no routing changes much while it is timed
+
+
+def configuration(options):
+    c = CONFIGS[options.config]
+    return dict(c, B=options.batch) if options.batch else c
 
 
 def tokens_per_sequence(c):
@@ -346,18 +358,64 @@ def restart_memory_peak():
         file.write("5")
 
 
+class Cpu:
+    """Where a peer runs: its clock, its memory, the peak beside it."""
+
+    def __init__(self):
+        self.peak = load_peak()
+
+    def finish(self):
+        """Waits until all work is done."""
+
+    def now_mb(self):
+        return memory_mb("VmRSS")
+
+    def highest_mb(self):
+        return memory_mb("VmHWM")
+
+    def restart_peak(self):
+        restart_memory_peak()
+
+
+class Gpu:
+    """Memory is what tensors take; PyTorch's cache and CUDA itself take more."""
+
+    def __init__(self, precision):
+        if not torch.cuda.is_available():
+            raise SystemExit("peer_torch: --device cuda needs a GPU that this torch can use")
+        torch.set_default_device("cuda")
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+    def peak(self, threads):
+        return 0.0
+
+    def finish(self):
+        torch.cuda.synchronize()
+
+    def now_mb(self):
+        return torch.cuda.memory_allocated() / 2**20
+
+    def highest_mb(self):
+        return torch.cuda.max_memory_allocated() / 2**20
+
+    def restart_peak(self):
+        torch.cuda.reset_peak_memory_stats()
+
+
 class Peer:
     def __init__(self, options):
         self.options = options
-        self.c = c = CONFIGS[options.config]
+        self.c = c = configuration(options)
         torch.set_num_threads(options.threads)
+        self.device = Gpu(options.precision) if options.device == "cuda" else Cpu()
         torch.manual_seed(options.seed)
-        self.peak = load_peak()
-        self.before_model_mb = memory_mb("VmRSS")
+        self.before_model_mb = self.device.now_mb()
         self.model = WideNet(c, options.moe, options.attention)
         self.forward = self.model
         if options.compile == "model":
             self.forward = torch.compile(self.model)
+        elif options.compile == "graphs":
+            self.forward = torch.compile(self.model, mode="reduce-overhead")
         elif options.compile == "parts":
             model = self.model
             model.attend_and_route = torch.compile(model.attend_and_route, dynamic=False)
@@ -372,9 +430,10 @@ class Peer:
         started = time.perf_counter()
         for _ in range(3):
             self.step()
+        self.device.finish()
         self.warm_up_seconds = time.perf_counter() - started
-        self.highest_mb = memory_mb("VmHWM")
-        restart_memory_peak()
+        self.highest_mb = self.device.highest_mb()
+        self.device.restart_peak()
 
     def start(self):
         """Back to the exported weights and batch, if there are any, and to a fresh optimiser."""
@@ -383,19 +442,26 @@ class Peer:
         with safe_open(self.options.load, "pt") as file:
             for name, view in common_names(self.model, lambda parameter: parameter).items():
                 view.copy_(file.get_tensor(name))
-            self.labels = file.get_tensor("labels").long()
+            where = next(self.model.parameters()).device
+            self.labels = file.get_tensor("labels").long().to(where)
             if self.c["kind"] == "vision":
-                self.inputs = file.get_tensor("images").clone()
+                self.inputs = file.get_tensor("images").clone().to(where)
             else:
-                self.inputs = file.get_tensor("words").long()
-                self.predicted = file.get_tensor("predicted").long()
+                self.inputs = file.get_tensor("words").long().to(where)
+                self.predicted = file.get_tensor("predicted").long().to(where)
         self.optimizer.state.clear()
-        restart_memory_peak()
+        self.device.restart_peak()
+
+    def rounding(self):
+        if self.options.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.options.device, torch.bfloat16)
 
     def step(self):
         self.optimizer.zero_grad(set_to_none=True)
-        logits, balance, loads, _ = self.forward(self.inputs, self.predicted)
-        loss = F.cross_entropy(logits, self.labels) + BALANCE * balance
+        with self.rounding():
+            logits, balance, loads, _ = self.forward(self.inputs, self.predicted)
+            loss = F.cross_entropy(logits, self.labels) + BALANCE * balance
         loss.backward()
         self.optimizer.step()
         return loss.detach(), loads
@@ -406,25 +472,28 @@ class Peer:
         c, threads = self.c, self.options.threads
         self.start()
         self.step()
-        times, peaks, kept = [], [self.peak(threads)], []
+        self.device.finish()
+        times, peaks, kept = [], [self.device.peak(threads)], []
         started = time.perf_counter()
         while len(times) < 3 or time.perf_counter() - started < seconds:
             begin = time.perf_counter()
             loss, loads = self.step()
+            self.device.finish()
             times.append(time.perf_counter() - begin)
-            peaks.append(self.peak(threads))
+            peaks.append(self.device.peak(threads))
             kept.append(float(loads.clamp(max=capacity(c)).sum() / loads.sum()))
         around = [(a + b) / 2 for a, b in zip(peaks, peaks[1:])]
         kept_fraction = statistics.mean(kept)
         gflop = useful_operations(c, kept_fraction) * 1e-9
         seconds = statistics.median(times)
-        percent = statistics.median(100 * gflop / t / p for t, p in zip(times, around))
+        percent = statistics.median(100 * gflop / t / p if p else 0 for t, p in zip(times, around))
         tokens = c["B"] * tokens_per_sequence(c)
-        highest_mb = memory_mb("VmHWM")
+        highest_mb = self.device.highest_mb()
         self.highest_mb = max(self.highest_mb, highest_mb)
         options = self.options
         return dict(
-            config=options.config, threads=threads, compile=options.compile,
+            config=options.config, batch=c["B"], threads=threads, compile=options.compile,
+            device=options.device, precision=options.precision,
             moe=options.moe, attention=options.attention, optimizer=options.optimizer,
             torch=torch.__version__, steps=len(times), ms=seconds * 1e3, min_ms=min(times) * 1e3,
             tokens_per_second=tokens / seconds, gflop=gflop, peak_gflops=statistics.median(around),
@@ -490,23 +559,41 @@ def common_names(model, value):
     return named
 
 
+def save(options, tensors, facts):
+    """-> DIRECTORY/CONFIG.safetensors, or CONFIG_batchB if --batch is given"""
+    directory = pathlib.Path(options.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    batch = f"_batch{options.batch}" if options.batch else ""
+    path = directory / f"{options.config}{batch}.safetensors"
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format)
+               for name, tensor in tensors.items()}
+    save_file(tensors, str(path), metadata=facts)
+    return str(path)
+
+
 def export(options):
-    c = CONFIGS[options.config]
+    c = configuration(options)
     torch.manual_seed(options.seed)
     model = WideNet(c, options.moe, options.attention)
     inputs, predicted, labels = make_batch(c)
     n, k = c["B"] * tokens_per_sequence(c), c["K"]
     noise = [torch.randn(n, c["E"]) / c["E"] for _ in range(c["L"])]
     tensors = common_names(model, lambda parameter: parameter)
-    logits, balance, loads, experts = model(inputs, predicted, noise)
-    loss = F.cross_entropy(logits, labels) + BALANCE * balance
-    loss.backward()
-
     if c["kind"] == "vision":
         tensors["images"] = inputs
     else:
         tensors["words"], tensors["predicted"] = inputs.int(), predicted.int()
     tensors["labels"] = labels.int()
+    facts = {name: str(entry) for name, entry in c.items()}
+    facts.update(capacity=str(capacity(c)), eps=str(EPS), balance_weight=str(BALANCE),
+                 torch=torch.__version__)
+    if options.inputs_only:
+        print(json.dumps(dict(config=options.config, file=save(options, tensors, facts))))
+        return
+    logits, balance, loads, experts = model(inputs, predicted, noise)
+    loss = F.cross_entropy(logits, labels) + BALANCE * balance
+    loss.backward()
+
     for i in range(c["L"]):
         slot = slots(experts[i], c["E"])
         tensors[f"noise.{i}"] = noise[i]
@@ -518,17 +605,9 @@ def export(options):
                              if parameter.grad is None else parameter.grad)
     for name, gradient in gradients.items():
         tensors["grad." + name] = gradient
-    directory = pathlib.Path(options.directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.clone(memory_format=torch.contiguous_format)
-               for name, tensor in tensors.items()}
-    path = directory / f"{options.config}.safetensors"
-    facts = {name: str(entry) for name, entry in c.items()}
-    facts.update(capacity=str(capacity(c)), eps=str(EPS), balance_weight=str(BALANCE),
-                 torch=torch.__version__)
-    save_file(tensors, str(path), metadata=facts)
     kept = float(loads.clamp(max=capacity(c)).sum() / loads.sum())
-    print(json.dumps(dict(config=options.config, file=str(path), loss=float(loss.detach()),
+    path = save(options, tensors, facts)
+    print(json.dumps(dict(config=options.config, file=path, loss=float(loss.detach()),
                           balance_loss=float(balance.detach()), kept_fraction=kept)))
 
 
@@ -537,13 +616,19 @@ def main():
     parser.add_argument("command", choices=["time", "serve", "export"])
     parser.add_argument("config", choices=list(CONFIGS))
     parser.add_argument("argument", help="threads, or the directory of an export")
-    parser.add_argument("--compile", choices=["none", "parts", "model"], default="none",
-                        help="parts: what lies between two dispatches; model: all at once")
+    parser.add_argument("--compile", choices=["none", "parts", "model", "graphs"], default="none",
+                        help="parts: what lies between two dispatches; model: all at once; graphs: "
+                             "that, replayed as a CUDA graph where torch can")
     parser.add_argument("--moe", choices=["sorted", "batched"], default="sorted")
     parser.add_argument("--attention", choices=["fused", "plain"], default="fused")
     parser.add_argument("--optimizer", choices=["fused", "foreach"], default="fused")
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="sequences, instead of those of CONFIG")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
+    parser.add_argument("--inputs-only", action="store_true",
+                        help="an export of weights and batch alone, without a step")
     parser.add_argument("--load", help="an export, whose weights and batch are taken")
     options = parser.parse_args()
     if options.command == "export":

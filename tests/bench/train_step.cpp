@@ -1,4 +1,5 @@
-// Times whole training steps (forward, backward, AdamW, fp32) of one configuration.
+// Times whole training steps (forward, backward, AdamW, fp32) of one configuration; compiled with
+// -DWIDENET_CUDA=1 those of a GPU, where THREADS is 1 and no peak is measured.
 //
 //   train_step                                                       all, one and two threads
 //   train_step CONFIG THREADS [OPTION]...        one JSON line
@@ -35,15 +36,19 @@ struct Options {
   std::string loaded, compared;  // files
 };
 
+/// The means of what the steps gave; the loss of the last.
 void print_timing(const Config& config, const Options& options, const std::vector<double>& ms,
-                  const std::vector<double>& share, const std::vector<double>& peaks, double kept,
-                  double operations, double before_mb, double loss) {
-  const double middle = median(ms);
+                  const std::vector<double>& share, const std::vector<double>& peaks,
+                  const Outcome& mean, double before_mb) {
+  const double middle = median(ms), tensors_mb = double(memory_use().peak_in_use) / (1 << 20);
+  const double operations = useful_operations(config, mean.kept, options.evaluates);
+  const double padded = useful_operations(config, mean.rows(), options.evaluates);
   std::printf(
       "{\"config\": \"%s\", \"threads\": %d, \"mode\": \"%s\", \"experts\": %td, \"top_k\": %td, "
       "\"blocks\": %td, \"batch\": %td, \"recompute\": %s, \"steps\": %zu, \"ms\": %.3f, "
       "\"min_ms\": %.3f, "
       "\"tokens_per_second\": %.0f, \"sequences_per_second\": %.1f, \"gflop\": %.4f, "
+      "\"padded_gflop\": %.4f, "
       "\"gflops\": %.1f, \"peak_gflops\": %.1f, \"percent_of_peak\": %.1f, "
       "\"peak_memory_mb\": %.1f, \"before_model_mb\": %.1f, \"tensor_memory_mb\": %.1f, "
       "\"kept_fraction\": %.4f, \"loss\": %.5f}\n",
@@ -51,9 +56,10 @@ void print_timing(const Config& config, const Options& options, const std::vecto
       config.encoder().experts, config.encoder().top_k, config.encoder().blocks, config.batch,
       config.encoder().recompute_blocks ? "true" : "false", ms.size(), middle,
       *std::min_element(ms.begin(), ms.end()), double(config.tokens()) / middle * 1e3,
-      double(config.batch) / middle * 1e3, operations * 1e-9, operations / middle * 1e-6,
-      median(peaks), median(share), memory_mb("VmHWM"), before_mb,
-      double(memory_use().peak_in_use) / (1 << 20), kept, loss);
+      double(config.batch) / middle * 1e3, operations * 1e-9, padded * 1e-9,
+      operations / middle * 1e-6, median(peaks), median(share),
+      WIDENET_CUDA ? tensors_mb : memory_mb("VmHWM"), WIDENET_CUDA ? 0 : before_mb, tensors_mb,
+      mean.kept, mean.loss);
   std::fflush(stdout);
 }
 
@@ -64,38 +70,24 @@ void time_steps(const Config& config, const Options& options) {
     step.load(read_safetensors(options.loaded));
     restart_memory_peak();
   }
-  double kept = 1, loss = 0;
   Index count = 0;
-  const auto run = [&] {
-    if (!options.evaluates) {
-      kept = step.run(count++);
-      loss = step.last_loss();
-      return;
-    }
-    const NoGrad no_graph;
-    const Step::Result result = step.forward(nullptr);
-    kept = kept_fraction(result.routings);
-    loss = double(result.loss.item());
-  };
-  const double began = now();
-  run();
-  if (now() - began < 1) run();  // from the third step on no memory is allocated
+  const auto run = [&] { return options.evaluates ? step.evaluate() : step.run(count++); };
+  const auto peak = [&] { return WIDENET_CUDA ? 0 : widenet::peak::gflops(options.threads); };
+  if (run().seconds < 1) run();  // from the third step on no memory is allocated
+  if (WIDENET_CUDA) run(), run();
   std::vector<double> ms, peaks, share;
-  double kept_sum = 0;
+  Outcome mean{0, 0, 0, 0};
   for (const double begin = now(); ms.size() < options.steps || now() - begin < options.seconds;) {
-    const double peak_before = widenet::peak::gflops(options.threads), start = now();
-    run();
-    const double elapsed = now() - start, peak_after = widenet::peak::gflops(options.threads);
-    ms.push_back(elapsed * 1e3);
-    peaks.push_back((peak_before + peak_after) / 2);
-    kept_sum += kept;
-    const double operations = useful_operations(config, kept, options.evaluates);
-    share.push_back(100 * operations / elapsed * 1e-9 / peaks.back());
+    const double peak_before = peak();
+    const Outcome o = run();
+    const double operations = useful_operations(config, o.kept, options.evaluates);
+    ms.push_back(o.seconds * 1e3);
+    peaks.push_back((peak_before + peak()) / 2);
+    share.push_back(WIDENET_CUDA ? 0 : 100 * operations / o.seconds * 1e-9 / peaks.back());
+    mean.kept += o.kept, mean.slots += o.slots, mean.loss = o.loss;
   }
-  const double kept_mean = kept_sum / double(ms.size());
-  print_timing(config, options, ms, share, peaks, kept_mean,
-               useful_operations(config, kept_mean, options.evaluates), before_mb,
-               loss);
+  mean.kept /= double(ms.size()), mean.slots /= double(ms.size());
+  print_timing(config, options, ms, share, peaks, mean, before_mb);
 }
 
 double largest_of(const std::vector<float>& values) {
@@ -183,11 +175,11 @@ void set(Config& config, const std::string& assignment) {
 }
 
 int run(int argc, char** argv) {
-  std::vector<Config> configs = all_configs();
+  std::vector<Config> configs = known_configs();
   Options options;
   if (argc == 1) {
     options.seconds = 1;
-    for (const Config& config : configs)
+    for (const Config& config : all_configs())
       for (const int threads : {1, 2}) {
         use_threads(options.threads = threads);
         time_steps(config, options);
@@ -198,7 +190,7 @@ int run(int argc, char** argv) {
   const auto found = std::find_if(configs.begin(), configs.end(),
                                   [&](const Config& c) { return c.name == argv[1]; });
   require<ValueError>(found != configs.end(), "train_step: CONFIG must be one of digits1 digits2 "
-                      "mnist cifar mlm wideB; got ", argv[1]);
+                      "mnist cifar mlm wideB widenet_b; got ", argv[1]);
   options.threads = std::atoi(argv[2]);
   require<ValueError>(options.threads > 0, "train_step: THREADS must be positive; got ", argv[2]);
   use_threads(options.threads);

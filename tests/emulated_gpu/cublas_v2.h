@@ -1,6 +1,7 @@
 // The three products of cuBLAS that the CUDA build of widenet.hpp calls, on the emulated GPU. Every
 // element is one chain of fused multiply-adds over k, as in the CPU build, so that both builds give
-// the same bits; a real cuBLAS chooses another order.
+// the same bits. A real cuBLAS chooses another order, and not the same for every shape: with
+// EMULATED_BLAS=by_shape this one does so, too. Factors are rounded as the compute type says.
 
 #ifndef WIDENET_TESTS_EMULATED_GPU_CUBLAS_V2_H
 #define WIDENET_TESTS_EMULATED_GPU_CUBLAS_V2_H
@@ -9,8 +10,15 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
 
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_INVALID_VALUE = 7 };
+enum cublasStatus_t {
+  CUBLAS_STATUS_SUCCESS = 0,
+  CUBLAS_STATUS_INVALID_VALUE = 7,
+  CUBLAS_STATUS_NOT_SUPPORTED = 15
+};
 enum cublasOperation_t { CUBLAS_OP_N = 0, CUBLAS_OP_T = 1 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_64F = 1 };
 enum cublasComputeType_t {
@@ -23,49 +31,85 @@ enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
 using cublasHandle_t = int*;
 
 inline const char* cublasGetStatusString(cublasStatus_t status) {
-  return status == CUBLAS_STATUS_SUCCESS ? "success" : "invalid value";
+  return status == CUBLAS_STATUS_SUCCESS         ? "success"
+         : status == CUBLAS_STATUS_INVALID_VALUE ? "an invalid value"
+                                                 : "not supported";
 }
 inline cublasStatus_t cublasCreate(cublasHandle_t* handle) {
   static int any;
   *handle = &any;
   return CUBLAS_STATUS_SUCCESS;
 }
+inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void* workspace, std::size_t bytes) {
+  const bool is_aligned = reinterpret_cast<std::size_t>(workspace) % 256 == 0;
+  return workspace && bytes > 0 && is_aligned ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
 
 namespace emulated_gpu {
 
-/// Column-major: C (m, n) = op(A) (m, k) op(B) (k, n) + beta C; C is not read if beta is 0.
-template <class T>
-void multiply(bool transpose_a, bool transpose_b, std::int64_t m, std::int64_t n, std::int64_t k,
-              const void* a, std::int64_t lda, const void* b, std::int64_t ldb, T beta, void* c,
-              std::int64_t ldc) {
-  const T* const A = static_cast<const T*>(a);
-  const T* const B = static_cast<const T*>(b);
-  T* const C = static_cast<T*>(c);
-  for (std::int64_t j = 0; j < n; ++j)
-    for (std::int64_t i = 0; i < m; ++i) {
-      T sum = beta == T(0) ? T(0) : beta * C[i + j * ldc];
-      for (std::int64_t p = 0; p < k; ++p)
-        sum = std::fma(transpose_b ? B[j + p * ldb] : B[p + j * ldb],
-                       transpose_a ? A[p + i * lda] : A[i + p * lda], sum);
-      C[i + j * ldc] = sum;
-    }
+inline bool chooses_by_shape() {
+  const char* const order = std::getenv("EMULATED_BLAS");
+  return order && std::string(order) == "by_shape";
 }
 
+/// How many of the 23 bits of a float's fraction tensor cores do not see.
+inline unsigned unseen_bits(cublasComputeType_t compute) {
+  return compute == CUBLAS_COMPUTE_32F_FAST_TF32   ? 13
+         : compute == CUBLAS_COMPUTE_32F_FAST_16BF ? 16
+                                                   : 0;
+}
+inline double rounded(double x, unsigned) { return x; }
+inline float rounded(float x, unsigned unseen) {  // to nearest, ties to even
+  if (unseen == 0 || !std::isfinite(x)) return x;
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  bits += (1u << (unseen - 1)) - 1 + (bits >> unseen & 1);
+  bits &= ~0u << unseen;
+  std::memcpy(&x, &bits, sizeof(bits));
+  return x;
+}
+
+/// Column-major: C (m, n) = op(A) (m, k) op(B) (k, n) + beta C; C is not read if beta is 0.
 struct Product {
   cublasOperation_t op_a, op_b;
-  std::int64_t m, n, k, lda, ldb, ldc;
+  std::int64_t m, n, k, lda, ldb, ldc, count;
   cudaDataType_t type;
+  cublasComputeType_t compute;
   double beta;
 
-  bool is_valid() const {  // what cuBLAS demands of leading dimensions
-    return m >= 0 && n >= 0 && k >= 0 && lda >= std::max<std::int64_t>(1, op_a ? k : m) &&
-           ldb >= std::max<std::int64_t>(1, op_b ? n : k) && ldc >= std::max<std::int64_t>(1, m);
+  cublasStatus_t status() const {  // what cuBLAS demands of leading dimensions and types
+    const auto at_least = [](std::int64_t ld, std::int64_t rows) { return ld >= 1 && ld >= rows; };
+    const bool is_valid = m >= 0 && n >= 0 && k >= 0 && count >= 0 && at_least(lda, op_a ? k : m) &&
+                          at_least(ldb, op_b ? n : k) && at_least(ldc, m);
+    if (!is_valid) return CUBLAS_STATUS_INVALID_VALUE;
+    return (type == CUDA_R_64F) == (compute == CUBLAS_COMPUTE_64F) ? CUBLAS_STATUS_SUCCESS
+                                                                   : CUBLAS_STATUS_NOT_SUPPORTED;
   }
   void run(const void* a, const void* b, void* c) const {
     if (type == CUDA_R_64F)
-      multiply<double>(op_a, op_b, m, n, k, a, lda, b, ldb, beta, c, ldc);
+      multiply<double>(a, b, c);
     else
-      multiply<float>(op_a, op_b, m, n, k, a, lda, b, ldb, static_cast<float>(beta), c, ldc);
+      multiply<float>(a, b, c);
+  }
+  template <class T>
+  void multiply(const void* a, const void* b, void* c) const {
+    const T* const A = static_cast<const T*>(a);
+    const T* const B = static_cast<const T*>(b);
+    T* const C = static_cast<T*>(c);
+    const unsigned unseen = unseen_bits(compute);
+    const std::int64_t chains = chooses_by_shape() ? 1 + (5 * m + 3 * n + k + count) % 4 : 1;
+    for (std::int64_t j = 0; j < n; ++j)
+      for (std::int64_t i = 0; i < m; ++i) {
+        const auto chain = [&](std::int64_t first, T sum) {
+          for (std::int64_t p = first; p < k; p += chains)
+            sum = std::fma(rounded(op_b ? B[j + p * ldb] : B[p + j * ldb], unseen),
+                           rounded(op_a ? A[p + i * lda] : A[i + p * lda], unseen), sum);
+          return sum;
+        };
+        T sum = chain(0, beta == 0 ? T(0) : static_cast<T>(beta) * C[i + j * ldc]);
+        for (std::int64_t first = 1; first < chains; ++first) sum += chain(first, T(0));
+        C[i + j * ldc] = sum;
+      }
   }
 };
 
@@ -75,9 +119,18 @@ inline double scalar(const void* x, cudaDataType_t type) {
 }
 inline Product product(cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m,
                        std::int64_t n, std::int64_t k, const void* alpha, cudaDataType_t type,
-                       std::int64_t lda, std::int64_t ldb, const void* beta, std::int64_t ldc) {
+                       std::int64_t lda, std::int64_t ldb, const void* beta, std::int64_t ldc,
+                       std::int64_t count, cublasComputeType_t compute) {
   if (scalar(alpha, type) != 1.0) die("cuBLAS: only alpha = 1 is emulated");
-  return {op_a, op_b, m, n, k, lda, ldb, ldc, type, scalar(beta, type)};
+  return {op_a, op_b, m, n, k, lda, ldb, ldc, count, type, compute, scalar(beta, type)};
+}
+/// run(item) for every item, when the stream comes to it.
+template <class Run>
+cublasStatus_t enqueue(const Product& p, const Run& run) {
+  if (p.status() == CUBLAS_STATUS_SUCCESS)
+    Device::instance().enqueue(
+        [p, run] { in_order(static_cast<unsigned>(p.count), [&](unsigned i) { run(p, i); }); });
+  return p.status();
 }
 
 }  // namespace emulated_gpu
@@ -87,26 +140,24 @@ inline cublasStatus_t cublasGemmEx_64(cublasHandle_t, cublasOperation_t op_a,
                                       std::int64_t k, const void* alpha, const void* a,
                                       cudaDataType_t type, std::int64_t lda, const void* b,
                                       cudaDataType_t, std::int64_t ldb, const void* beta, void* c,
-                                      cudaDataType_t, std::int64_t ldc, cublasComputeType_t,
+                                      cudaDataType_t, std::int64_t ldc, cublasComputeType_t compute,
                                       cublasGemmAlgo_t) {
-  const auto p = emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc);
-  if (!p.is_valid()) return CUBLAS_STATUS_INVALID_VALUE;
-  emulated_gpu::Device::instance().enqueue([=] { p.run(a, b, c); });
-  return CUBLAS_STATUS_SUCCESS;
+  using emulated_gpu::Product;
+  return emulated_gpu::enqueue(
+      emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc, 1, compute),
+      [=](const Product& p, unsigned) { p.run(a, b, c); });
 }
 
 inline cublasStatus_t cublasGemmBatchedEx_64(
     cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, std::int64_t m, std::int64_t n,
     std::int64_t k, const void* alpha, const void* const* a, cudaDataType_t type, std::int64_t lda,
     const void* const* b, cudaDataType_t, std::int64_t ldb, const void* beta, void* const* c,
-    cudaDataType_t, std::int64_t ldc, std::int64_t count, cublasComputeType_t, cublasGemmAlgo_t) {
-  const auto p = emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc);
-  if (!p.is_valid() || count < 0) return CUBLAS_STATUS_INVALID_VALUE;
-  emulated_gpu::Device::instance().enqueue([=] {  // the pointers lie on the device
-    emulated_gpu::in_order(static_cast<unsigned>(count),
-                           [&](unsigned i) { p.run(a[i], b[i], c[i]); });
-  });
-  return CUBLAS_STATUS_SUCCESS;
+    cudaDataType_t, std::int64_t ldc, std::int64_t count, cublasComputeType_t compute,
+    cublasGemmAlgo_t) {
+  using emulated_gpu::Product;
+  return emulated_gpu::enqueue(  // the pointers lie on the device
+      emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc, count, compute),
+      [=](const Product& p, unsigned i) { p.run(a[i], b[i], c[i]); });
 }
 
 inline cublasStatus_t cublasGemmStridedBatchedEx_64(
@@ -114,19 +165,17 @@ inline cublasStatus_t cublasGemmStridedBatchedEx_64(
     std::int64_t k, const void* alpha, const void* a, cudaDataType_t type, std::int64_t lda,
     long long stride_a, const void* b, cudaDataType_t, std::int64_t ldb, long long stride_b,
     const void* beta, void* c, cudaDataType_t, std::int64_t ldc, long long stride_c,
-    std::int64_t count, cublasComputeType_t, cublasGemmAlgo_t) {
-  const auto p = emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc);
-  if (!p.is_valid() || count < 0) return CUBLAS_STATUS_INVALID_VALUE;
-  const std::size_t bytes = type == CUDA_R_64F ? 8 : 4;
-  emulated_gpu::Device::instance().enqueue([=] {
-    emulated_gpu::in_order(static_cast<unsigned>(count), [&](unsigned i) {
-      const auto at = [&](const void* x, long long stride) {
-        return static_cast<const char*>(x) + std::ptrdiff_t(i) * stride * std::ptrdiff_t(bytes);
-      };
-      p.run(at(a, stride_a), at(b, stride_b), const_cast<char*>(at(c, stride_c)));
-    });
-  });
-  return CUBLAS_STATUS_SUCCESS;
+    std::int64_t count, cublasComputeType_t compute, cublasGemmAlgo_t) {
+  using emulated_gpu::Product;
+  const long long bytes = type == CUDA_R_64F ? 8 : 4;
+  return emulated_gpu::enqueue(
+      emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc, count, compute),
+      [=](const Product& p, unsigned i) {
+        const auto at = [&](const void* x, long long stride) {
+          return static_cast<const char*>(x) + i * stride * bytes;
+        };
+        p.run(at(a, stride_a), at(b, stride_b), const_cast<char*>(at(c, stride_c)));
+      });
 }
 
 #endif

@@ -4,14 +4,15 @@
 //   Lanes     the 32 threads of a warp are fibers that take turns; shuffles and ballots make them
 //             wait for each other, and lanes that wait at different places are an error
 //   Stream    calls that are asynchronous on a GPU are queued, and done as late as the rules allow:
-//             when the host waits, not before
+//             when the host waits for them, not before
 //   Memory    what cudaMalloc hands out is filled with NaN, and the host is killed if it touches it
+//   Errors    null pointers are refused, and emulated_gpu::fail_next() lets the next call fail
 //   Order     EMULATED_ORDER=reverse runs blocks, warps and lanes from the last to the first; a
 //             kernel without races gives the same bits
 //
 // Not emulated: a GPU's speed, its limits on registers and memory per block, kernels that reach
 // for the host's memory (a GPU refuses, this one does not), writes beyond the end of a buffer, and
-// the masks of shuffles and ballots.
+// lanes that read what another has written before a barrier.
 
 #ifndef WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
 #define WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
@@ -21,6 +22,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -200,28 +202,44 @@ class Device {
   void enqueue(std::function<void()> work) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     stream_.push_back(std::move(work));
+    ++num_queued;
     if (stream_.size() > 4096) synchronize();  // a GPU's queue is bounded, too
   }
-  void synchronize() {
+  void synchronize() { run_until(num_queued); }
+  /// Does the first `end` pieces of all the work that was ever queued, as far as they are not done.
+  /// Returns whether there was anything to do.
+  bool run_until(long end) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    if (stream_.empty()) return;
+    const long left = end - (num_queued - static_cast<long>(stream_.size()));
+    if (left <= 0) return false;
     memory_.open();
-    for (const std::function<void()>& work : stream_) work();
-    stream_.clear();
+    for (long i = 0; i < left; ++i) stream_.front()(), stream_.pop_front();
     memory_.close();
+    return true;
   }
   template <class F>
   auto with_memory(const F& f) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
     return f(memory_);
   }
-  int last_error = 0;
-  long num_waits = 0;  // of the host, for results or memory
+  int last_error = 0, next_error = 0;
+  long num_queued = 0;       // kernels, products and copies
+  long num_waits = 0;        // of the host, for results or memory
+  long num_event_waits = 0;  // of the host, for what was queued before an event and is not done yet
 
  private:
   std::recursive_mutex mutex_;
-  std::vector<std::function<void()>> stream_;
+  std::deque<std::function<void()>> stream_;
   Memory memory_;
+};
+
+/// The next call that can fail does so.
+inline void fail_next(int error) { Device::instance().next_error = error; }
+inline int failure() { return std::exchange(Device::instance().next_error, 0); }
+
+/// Everything that was queued before it was recorded.
+struct Event {
+  long end = 0;
 };
 
 inline bool is_valid_launch(unsigned blocks, unsigned threads) {
@@ -263,8 +281,12 @@ void launch_elements(unsigned blocks, unsigned threads, const Kernel& kernel) {
 
 // WHAT KERNELS CALL -------------------------------------------------------------------------------
 
+inline void __syncwarp() {
+  emulated_gpu::Warp::instance().exchange(0, [](const unsigned long long*, unsigned) { return 0; });
+}
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int lane_mask) {
+T __shfl_xor_sync(unsigned lanes, T value, int lane_mask) {
+  if (lanes != ~0u) emulated_gpu::die("only shuffles among all lanes are emulated");
   static_assert(sizeof(T) <= sizeof(unsigned long long), "a lane hands over at most 8 bytes");
   unsigned long long mine = 0, theirs;
   std::memcpy(&mine, &value, sizeof(T));
@@ -275,7 +297,8 @@ T __shfl_xor_sync(unsigned, T value, int lane_mask) {
   std::memcpy(&value, &theirs, sizeof(T));
   return value;
 }
-inline unsigned __ballot_sync(unsigned, bool vote) {
+inline unsigned __ballot_sync(unsigned lanes, bool vote) {
+  if (lanes != ~0u) emulated_gpu::die("only votes of all lanes are emulated");
   return emulated_gpu::Warp::instance().exchange(
       vote, [](const unsigned long long* board, unsigned) {
         unsigned votes = 0;
@@ -289,21 +312,25 @@ inline unsigned __popc(unsigned bits) { return static_cast<unsigned>(__builtin_p
 
 enum cudaError_t {
   cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
-  cudaErrorInvalidConfiguration = 9
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorIllegalAddress = 700
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
   cudaMemcpyDeviceToHost,
   cudaMemcpyDeviceToDevice
 };
-using cudaEvent_t = int*;
+using cudaEvent_t = emulated_gpu::Event*;
 enum { cudaEventDisableTiming = 2 };
 
 inline const char* cudaGetErrorString(cudaError_t status) {
-  return status == cudaSuccess                 ? "no error"
-         : status == cudaErrorMemoryAllocation ? "out of memory"
-                                               : "invalid configuration argument";
+  return status == cudaSuccess                     ? "no error"
+         : status == cudaErrorInvalidValue         ? "invalid argument"
+         : status == cudaErrorMemoryAllocation     ? "out of memory"
+         : status == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+                                                   : "an illegal memory access was encountered";
 }
 inline cudaError_t cudaGetLastError() {
   return static_cast<cudaError_t>(std::exchange(emulated_gpu::Device::instance().last_error, 0));
@@ -314,6 +341,7 @@ inline cudaError_t cudaDeviceSynchronize() {
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, int /*stream*/) {
+  if (!to) return cudaErrorInvalidValue;
   emulated_gpu::Device::instance().enqueue([=] { std::memset(to, value, bytes); });
   return cudaSuccess;
 }
@@ -330,6 +358,7 @@ cudaError_t cudaMalloc(T** block, std::size_t bytes) {
   return cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void* block) {  // waits for the device, as CUDA's does
+  if (const int error = emulated_gpu::failure()) return static_cast<cudaError_t>(error);
   cudaDeviceSynchronize();
   if (block)
     emulated_gpu::Device::instance().with_memory(
@@ -353,23 +382,26 @@ inline cudaError_t cudaFreeHost(void* block) {  // waits, too
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    int /*stream*/) {
+  if (const int error = emulated_gpu::failure()) return static_cast<cudaError_t>(error);
+  if (!to || !from) return cudaErrorInvalidValue;
   emulated_gpu::Device::instance().enqueue([=] { std::memcpy(to, from, bytes); });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
-  cudaMemcpyAsync(to, from, bytes, kind, 0);
-  return cudaDeviceSynchronize();
+  const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, 0);
+  return status == cudaSuccess ? cudaDeviceSynchronize() : status;
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  static int any;
-  *event = &any;
+  *event = new emulated_gpu::Event;
   return cudaSuccess;
 }
-inline cudaError_t cudaEventRecord(cudaEvent_t, int /*stream*/) { return cudaSuccess; }
-/// An event waits for all that was queued before it. These waits are not counted: an upload waits
-/// for the upload before it, whose memory it is about to use again.
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
-  emulated_gpu::Device::instance().synchronize();
+inline cudaError_t cudaEventRecord(cudaEvent_t event, int /*stream*/) {
+  event->end = emulated_gpu::Device::instance().num_queued;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  if (emulated_gpu::Device::instance().run_until(event->end))
+    ++emulated_gpu::Device::instance().num_event_waits;
   return cudaSuccess;
 }
 
