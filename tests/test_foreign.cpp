@@ -554,7 +554,8 @@ TEST_CASE("import: damaged files are refused, by name and place") {
                                                        "100000000 bytes; got ").c_str()), IoError);
   std::string twice = good;
   twice.replace(twice.find("layer.1.layernorm_after.bias"), 7, "layer.0");
-  CHECK_THROWS_WITH_AS(import(twice, settings), doctest::Contains("a key must not occur twice"), IoError);
+  CHECK_THROWS_WITH_AS(import(twice, settings), doctest::Contains("a key must not occur twice"),
+                       IoError);
   CHECK_THROWS_WITH_AS(import(good, "{\"model_type\": "), doctest::Contains(
                            ("widenet: json: " + config + ": offset 15: ").c_str()), IoError);
   CHECK_THROWS_WITH_AS(import(good, "[]"), ("widenet: json: " + config +
