@@ -224,7 +224,11 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
   }
+  const bool asks = command.empty() || command == "help" || command == "--help" || command == "-h";
   for (const char* text : {usage, support::transfer_usage})
-    std::fputs(text, num_words == 0 ? stdout : stderr);
-  return num_words == 0 ? 0 : 2;
+    std::fputs(text, asks ? stdout : stderr);
+  if (!asks)
+    std::fprintf(stderr, "\nwidenet: validate: a command of these must have its words; got %s\n",
+                 joined(given, " ").c_str());
+  return asks ? 0 : 2;
 }

@@ -2,6 +2,7 @@
 #include "check.hpp"
 #include "support/transfer.hpp"
 
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -72,6 +73,35 @@ TEST_CASE("validate: import, upcycle, export") {
                        "-1", ConfigError);
   CHECK(support::transfer({"import", "timm_vit"}).text.empty());
   CHECK(support::transfer({}).text.empty());
+
+  // What is no whole model can go back, but not become a mixture; the folder is made.
+  const std::string mixture = scratch / "switch", made = scratch / "made/deeper";
+  CHECK(support::transfer({"import", "hf_switch", "data/foreign/hf_switch", mixture}).text.find(
+            "9 tensors of data/foreign/hf_switch in " + mixture + "\nnot read: ") == 0);
+  CHECK(support::transfer({"export", "hf_switch", mixture, made}).text ==
+        "26 tensors and config.json in " + made + "\nleft behind: none\n");
+  CHECK(bytes_of(made + "/config.json") == bytes_of("data/foreign/hf_switch/config.json"));
+  CHECK_THROWS_WITH_AS(support::transfer({"upcycle", mixture, sparse, "2", "1"}),
+                       ("widenet: upcycle: " + mixture + ": the file must hold a model; got no "
+                        "\"config\" in its metadata; hint: import makes one of hf_albert, hf_vit "
+                        "and timm_vit").c_str(), IoError);
+}
+
+TEST_CASE("validate: a NaN is said, and not made a mixture of") {
+  const Scratch scratch;
+  SafeTensors theirs = read_safetensors("data/foreign/hf_vit/model.safetensors");
+  theirs.tensors.erase("classifier.bias");
+  theirs.add("classifier.bias", Shape{5}, std::vector<float>{0, 0, std::nanf(""), 0, 0});
+  write_safetensors(scratch / "back/model.safetensors", theirs);
+  fs::copy_file("data/foreign/hf_vit/config.json", scratch / "back/config.json");
+  const std::string vit = scratch / "vit", sparse = scratch / "sparse";
+  CHECK(support::transfer({"import", "hf_vit", scratch / "back", vit}).text ==
+        "40 tensors of " + (scratch / "back") + " in " + vit + "\nnot read: none\ninitial values: "
+        "none\nwith an infinity or NaN: classifier.bias\n");
+  CHECK_THROWS_WITH_AS(support::transfer({"upcycle", vit, sparse, "2", "1"}),
+                       "widenet: upcycle: weights must be finite; got nan in head.bias",
+                       ValueError);
+  CHECK(!fs::exists(sparse));
 }
 
 TEST_CASE("validate: replay") {

@@ -130,6 +130,40 @@ TEST_CASE("upcycle: what is copied, and from which block") {
   CHECK(values_of(post, "mlm.bias") == values_of(albert(), "mlm.bias"));
 }
 
+TEST_CASE("upcycle: how close") {
+  using Values = std::vector<float>;
+  const std::vector<Routing<float>> none;
+  const auto of = [&](const Values& a, const Values& b) { return support::closeness(a, b, none); };
+  CHECK(of({3, 4}, {3, 4}).is_same);
+  CHECK(of({3, 4}, {3, 4}).relative == 0);
+  const support::Closeness near = of({3, 4}, {3, 4.5f});
+  CHECK(!near.is_same);
+  CHECK(near.relative == 0.1);
+  CHECK(near.largest == 0.5);
+  CHECK(!of({0.0f}, {-0.0f}).is_same);  // equal, but not bit by bit
+  CHECK(of({0.0f}, {-0.0f}).relative == 0);
+  CHECK(of({0, 0}, {0, 1e-30f}).relative == HUGE_VAL);
+  CHECK(of({}, {}).is_same);
+  CHECK_THROWS_WITH_AS(of({1}, {1, 2}),
+                       "widenet: closeness: outputs must be equally many; got 1, 2", ShapeError);
+  CHECK_THROWS_WITH_AS(of({1, HUGE_VALF}, {1, 2}),
+                       "widenet: closeness: outputs must be finite; got inf in those of the source",
+                       ValueError);
+  CHECK_THROWS_WITH_AS(of({1, 2}, {1, std::nanf("")}),
+                       "widenet: closeness: outputs must be finite; got nan in those of the "
+                       "mixture", ValueError);
+
+  // A NaN is refused even in a tensor that no output of the closeness depends on.
+  const LanguageModel<float> dense = albert();
+  for (const auto& p : dense.parameters()) {
+    if (p.name != "span.bias") continue;
+    p.tensor.value().assign({1, std::nanf("")});
+    CHECK_THROWS_WITH_AS(support::upcycled(dense, how(2, 1), Rng(5)),
+                         "widenet: upcycle: weights must be finite; got nan in span.bias",
+                         ValueError);
+  }
+}
+
 TEST_CASE("upcycle: sources and settings that do not fit") {
   const VisionModel<float> dense = vit(false);
   CHECK_THROWS_WITH_AS(support::upcycled(VisionModel<float>(VisionConfig::toy(), Rng(0)), how(2, 1),

@@ -6,20 +6,25 @@
 #ifndef WIDENET_EXAMPLES_SUPPORT_FOREIGN_HPP
 #define WIDENET_EXAMPLES_SUPPORT_FOREIGN_HPP
 
+#include "support/half.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // find, find_if, max, min
-#include <cstdint>    // int32_t
-#include <cstdlib>    // atol
-#include <cstring>    // memcpy
-#include <fstream>    // ifstream, ofstream
-#include <iomanip>    // setprecision
-#include <iterator>   // istreambuf_iterator
-#include <set>        // set
-#include <sstream>    // istringstream
-#include <string>     // string, to_string
-#include <utility>    // move
-#include <vector>     // vector
+#include <algorithm>   // find, max, min
+#include <cmath>       // isfinite
+#include <cstdint>     // int32_t
+#include <cstdlib>     // atol
+#include <cstring>     // memcpy, strlen
+#include <filesystem>  // create_directories, is_directory
+#include <fstream>     // ifstream, ofstream
+#include <iomanip>     // setprecision
+#include <iterator>    // istreambuf_iterator
+#include <map>         // map
+#include <set>         // set
+#include <sstream>     // istringstream
+#include <string>      // getline, string, to_string
+#include <system_error>  // error_code
+#include <utility>     // move
+#include <vector>      // vector
 
 namespace widenet::support {
 
@@ -142,10 +147,39 @@ inline std::vector<std::string> names_of(const SafeTensors& file) {
                 "; hint: expected ", list_of(expected));
 }
 
-inline const std::string* name_in(const SafeTensors& file, const Renaming& row) {
-  for (const std::string& name : row.theirs)
-    if (file.tensors.count(name) > 0) return &name;
-  return nullptr;
+/// The names of a row that a file has: none, one, or several of one tensor, such as a decoder that
+/// is tied to the embeddings.
+///
+///   Errors    IoError if their tensors differ
+inline std::vector<std::string> names_in(const SafeTensors& file, const Renaming& row,
+                                         const std::string& source) {
+  std::vector<std::string> names;
+  for (const std::string& name : row.theirs) {
+    const auto found = file.tensors.find(name);
+    if (found == file.tensors.end()) continue;
+    const StoredTensor& tensor = found->second;
+    const StoredTensor& first = names.empty() ? tensor : file.at(names[0]);
+    require<IoError>(tensor.dtype == first.dtype && tensor.shape == first.shape &&
+                         tensor.bytes == first.bytes,
+                     "import: ", source, ": two names of a tensor must have the same values; got "
+                     "others in ", names.empty() ? name : names[0], " than in ", name);
+    names.push_back(name);
+  }
+  return names;
+}
+
+/// What a row belongs to that a file may lack as a whole: "mlm" of "mlm.norm.weight".
+inline std::string head_of(const Renaming& row) {
+  return row.ours[0].substr(0, row.ours[0].find('.'));
+}
+
+inline bool is_finite(const StoredTensor& tensor) {
+  for (std::size_t at = 0; at < tensor.bytes.size(); at += sizeof(float)) {
+    float value;
+    std::memcpy(&value, tensor.bytes.data() + at, sizeof value);
+    if (!std::isfinite(value)) return false;
+  }
+  return true;
 }
 
 }  // namespace foreign
@@ -154,36 +188,49 @@ inline const std::string* name_in(const SafeTensors& file, const Renaming& row) 
 struct Renamed {
   SafeTensors file;                      // under the new names
   std::vector<std::string> used, rest;   // names of theirs that the table knows, and the others
+  std::vector<std::string> not_finite;   // used, with an infinity or NaN among the values
 };
 
-/// Their tensors under our names and in our layout.
+/// Their tensors under our names and in our layout, as float32: float16 and bfloat16 are widened,
+/// which changes no value.
 ///
-///   Errors    IoError that lists the names if none matches or some are missing; IoError if a
-///             tensor has another shape or is not of float32
+///   Errors    IoError that lists the names if none matches or some are missing; IoError if a head
+///             is there in part, two names of a tensor have different values, or a tensor has
+///             another shape or type
 inline Renamed import_tensors(const std::vector<Renaming>& table, const SafeTensors& theirs,
                               const std::string& source) {
   Renamed result;
   std::vector<std::string> expected, missing;
-  std::set<std::string> used;
+  std::vector<std::vector<std::string>> names;  // of each row
+  std::set<std::string> used, heads;
   for (const Renaming& row : table) {
-    const std::string* const name = foreign::name_in(theirs, row);
+    names.push_back(foreign::names_in(theirs, row, source));
+    used.insert(names.back().begin(), names.back().end());
     if (row.is_required) expected.push_back(row.theirs[0]);
-    if (!name && row.is_required) missing.push_back(row.theirs[0]);
-    if (name) used.insert(*name);
+    else if (!names.back().empty()) heads.insert(foreign::head_of(row));
   }
+  for (const std::string& name : foreign::names_of(theirs))
+    (used.count(name) > 0 ? result.used : result.rest).push_back(name);
   if (used.empty()) foreign::fail_unknown(source, theirs, expected);
+  for (std::size_t i = 0; i < table.size(); ++i)
+    if (names[i].empty() && (table[i].is_required || heads.count(foreign::head_of(table[i])) > 0))
+      missing.push_back(table[i].theirs[0]);
   require<IoError>(missing.empty(), "import: ", source,
                    ": every tensor of the model must be there; got none named ",
-                   foreign::list_of(missing));
-  for (const Renaming& row : table) {
-    const std::string* const name = foreign::name_in(theirs, row);
-    if (!name) continue;
-    const StoredTensor& tensor = theirs.at(*name);
-    require<IoError>(tensor.shape == row.shape, "import: ", source, ": ", *name,
-                     " must have shape ", row.shape, "; got ", tensor.shape);
-    require<IoError>(tensor.dtype == "F32", "import: ", source, ": ", *name,
-                     " must have type F32; got ", tensor.dtype,
+                   foreign::list_of(missing), "; hint: names that nothing reads: ",
+                   foreign::list_of(result.rest));
+  for (std::size_t r = 0; r < table.size(); ++r) {
+    if (names[r].empty()) continue;
+    const Renaming& row = table[r];
+    const std::string& name = names[r][0];
+    const StoredTensor& stored = theirs.at(name);
+    require<IoError>(stored.shape == row.shape, "import: ", source, ": ", name,
+                     " must have shape ", row.shape, "; got ", stored.shape);
+    const StoredTensor tensor = widened(stored);
+    require<IoError>(tensor.dtype == "F32", "import: ", source, ": ", name,
+                     " must have type F32, F16 or BF16; got ", tensor.dtype,
                      "; hint: model.float() before saving");
+    if (!foreign::is_finite(tensor)) result.not_finite.push_back(name);
     const Shape part = foreign::part_of(row);
     for (std::size_t i = 0; i < row.ours.size(); ++i) {
       const std::size_t bytes = tensor.bytes.size() / row.ours.size();
@@ -192,13 +239,11 @@ inline Renamed import_tensors(const std::vector<Renaming>& table, const SafeTens
           foreign::with_axes(tensor.bytes.data() + i * bytes, part, row.axes, 4)};
     }
   }
-  for (const std::string& name : foreign::names_of(theirs))
-    (used.count(name) > 0 ? result.used : result.rest).push_back(name);
   return result;
 }
 
-/// Our tensors under their names and in their layout. Of the names that a row knows the one in
-/// `names` is taken, or the first one if `names` is empty; a row without any of `names` is left
+/// Our tensors under their names and in their layout. Of the names that a row knows those in
+/// `names` are taken, or the first one if `names` is empty; a row without any of `names` is left
 /// out.
 ///
 ///   Errors    IoError if one of ours is missing, of another shape or not of float32
@@ -207,9 +252,11 @@ inline Renamed export_tensors(const std::vector<Renaming>& table, const SafeTens
   Renamed result;
   std::set<std::string> written;
   for (const Renaming& row : table) {
-    const auto chosen = std::find_if(row.theirs.begin(), row.theirs.end(),
-                                     [&](const std::string& n) { return names.count(n) > 0; });
-    if (!names.empty() && chosen == row.theirs.end()) continue;
+    std::vector<std::string> chosen;
+    for (const std::string& name : row.theirs)
+      if (names.count(name) > 0) chosen.push_back(name);
+    if (names.empty()) chosen = {row.theirs[0]};
+    if (chosen.empty()) continue;
     if (!row.is_required && ours.tensors.count(row.ours[0]) == 0) continue;
     const Shape part = foreign::part_of(row);
     std::vector<Index> back(row.axes.size()), extents;
@@ -228,9 +275,10 @@ inline Renamed export_tensors(const std::vector<Renaming>& table, const SafeTens
       tensor.bytes.insert(tensor.bytes.end(), bytes.begin(), bytes.end());
       written.insert(name);
     }
-    const std::string& name = names.empty() ? row.theirs[0] : *chosen;
-    result.file.tensors[name] = std::move(tensor);
-    result.used.push_back(name);
+    for (const std::string& name : chosen) {
+      result.file.tensors[name] = tensor;
+      result.used.push_back(name);
+    }
   }
   for (const auto& entry : ours.tensors)
     if (written.count(entry.first) == 0) result.rest.push_back(entry.first);
@@ -251,11 +299,14 @@ class ForeignSettings {
     return {json_.at(key), source_ + ": " + key};
   }
   /// A number of things, so small that no product of two overflows.
-  Index count(const std::string& key) const { return checked(key, json_.at(key).integer()); }
+  Index count(const std::string& key) const {
+    return checked(key, typed(key, Json::Type::number, "a number").integer());
+  }
   /// (height, width), of a number for both or of a list.
   std::vector<Index> sides(const std::string& key) const {
     const Json& value = json_.at(key);
     if (value.type() == Json::Type::number) return {count(key), count(key)};
+    typed(key, Json::Type::array, "a number or a list of them");
     std::vector<Index> found;
     for (const Json& item : value.items()) found.push_back(checked(key, item.integer()));
     require<ConfigError>(found.size() == 2 || found.size() == 3, "import: ", source_, ": ", key,
@@ -263,13 +314,29 @@ class ForeignSettings {
     return {found[found.size() - 2], found.back()};  // timm has the channels before them
   }
   double eps(const std::string& key) const {
-    const double value = json_.at(key).number();
+    const double value = typed(key, Json::Type::number, "a number").number();
     require<ConfigError>(value > 0 && value < 1, "import: ", source_, ": ", key,
                          " must lie in (0, 1); got ", value);
     return value;
   }
+  /// The fraction that dropout takes; 0 if nothing is said.
+  double dropout(const std::string& key) const {
+    if (!has(key)) return 0;
+    const double value = typed(key, Json::Type::number, "a number").number();
+    require<ConfigError>(0 <= value && value < 1, "import: ", source_, ": ", key,
+                         " must lie in [0, 1); got ", value);
+    return value;
+  }
+  /// How many classes have a name in id2label; 0 if nothing is said.
+  Index num_labels() const {
+    const Json* const labels = json_.find("id2label");
+    return labels && labels->is_object() ? static_cast<Index>(labels->members().size()) : 0;
+  }
+  const std::string& text(const std::string& key) const {
+    return typed(key, Json::Type::string, "a text").string();
+  }
   Gelu gelu(const std::string& key) const {
-    const std::string& name = json_.at(key).string();
+    const std::string& name = text(key);
     const bool is_tanh = name == "gelu_new" || name == "gelu_pytorch_tanh" || name == "gelu_tanh";
     require<ConfigError>(is_tanh || name == "gelu", "import: ", source_, ": ", key,
                          " must be \"gelu\" (erf), or \"gelu_new\", \"gelu_pytorch_tanh\" or "
@@ -277,15 +344,15 @@ class ForeignSettings {
     return is_tanh ? Gelu::tanh : Gelu::erf;
   }
   /// What has no counterpart here but one value; nothing is checked if the key is not there.
-  void only(const std::string& key, const std::string& text) const {
+  void only(const std::string& key, const std::string& expected) const {
     if (!has(key)) return;
     const Json& value = json_.at(key);
     const std::string got = value.type() == Json::Type::string    ? value.string()
                             : value.type() == Json::Type::boolean ? word(value.boolean())
                             : value.type() == Json::Type::number  ? std::to_string(value.integer())
                                                                   : "another type";
-    require<ConfigError>(got == text, "import: ", source_, ": ", key, " must be ", text, "; got ",
-                         got);
+    require<ConfigError>(got == expected, "import: ", source_, ": ", key, " must be ", expected,
+                         "; got ", got);
   }
   void only_keys(const std::set<std::string>& known) const {
     for (const auto& member : json_.members())
@@ -296,6 +363,12 @@ class ForeignSettings {
 
  private:
   static const char* word(bool value) { return value ? "true" : "false"; }
+  const Json& typed(const std::string& key, Json::Type type, const char* what) const {
+    const Json& value = json_.at(key);
+    require<ConfigError>(value.type() == type, "import: ", source_, ": ", key, " must be ", what,
+                         "; got another type");
+    return value;
+  }
   Index checked(const std::string& key, Index value) const {
     require<ConfigError>(0 < value && value <= (Index(1) << 20), "import: ", source_, ": ", key,
                          " must lie in [1, 2^20]; got ", value);
@@ -342,9 +415,22 @@ inline void add_patches(Renamings& table, const std::string& token, const std::s
   table.add({patches + ".bias"}, {D}, "patch_embed.proj.bias", {D});
 }
 
-/// The rows of a matrix in a file, such as the classes of a classifier; 0 if it is no matrix.
+/// The rows of a matrix in a file; 0 if it is no matrix.
 inline Index rows_of(const StoredTensor& tensor) {
   return tensor.shape.rank() == 2 ? tensor.shape[0] : 0;
+}
+
+/// How many classes a file has a classifier for, which must be as many as its settings name, if
+/// they do; `otherwise` if it has none.
+inline Index classes_of(const SafeTensors& theirs, const std::string& name, Index named,
+                        Index otherwise, const std::string& source) {
+  const auto found = theirs.tensors.find(name);
+  if (found == theirs.tensors.end()) return otherwise;
+  const Index rows = rows_of(found->second);
+  require<IoError>(rows > 0 && (named == 0 || rows == named), "import: ", source, ": ", name,
+                   " must have a row for each class", named > 0 ? ", " + std::to_string(named) : "",
+                   "; got shape ", found->second.shape);
+  return rows;
 }
 
 /// config.json must not ask for more than lies beside it.
@@ -417,8 +503,8 @@ inline std::vector<Renaming> hf_albert_table(const LanguageConfig& c) {
   const EncoderConfig& e = c.encoder;
   const Index D = e.width, W = c.embedding;
   Renamings table({"albert.", ""});
-  table.add({"embeddings.word_embeddings.weight"}, {c.vocabulary, W}, "embeddings.word.weight",
-            {c.vocabulary, W});
+  table.add({"embeddings.word_embeddings.weight", "predictions.decoder.weight"},
+            {c.vocabulary, W}, "embeddings.word.weight", {c.vocabulary, W});
   table.add({"embeddings.position_embeddings.weight"}, {c.max_tokens, W},
             "embeddings.position.weight", {c.max_tokens, W});
   table.add({"embeddings.token_type_embeddings.weight"}, {c.types, W}, "embeddings.type.weight",
@@ -441,7 +527,8 @@ inline std::vector<Renaming> hf_albert_table(const LanguageConfig& c) {
   table.set_prefixes({""});
   table.linear({"predictions.dense"}, "mlm.transform", D, W);
   table.norm({"predictions.LayerNorm"}, "mlm.norm", W);
-  table.add({"predictions.bias"}, {c.vocabulary}, "mlm.bias", {c.vocabulary});
+  table.add({"predictions.bias", "predictions.decoder.bias"}, {c.vocabulary}, "mlm.bias",
+            {c.vocabulary});
   table.linear({"sop_classifier.classifier"}, "order", D, 2);
   table.linear({"classifier"}, "classifier", D, c.classes);
   table.linear({"qa_outputs"}, "span", D, 2);
@@ -494,23 +581,53 @@ inline VisionConfig hf_vit_config(const ForeignSettings& settings, const SafeTen
   e.dense_hidden = settings.count("intermediate_size");
   e.gelu = settings.gelu("hidden_act"), e.layer_norm_eps = settings.eps("layer_norm_eps");
   e.experts = 0, e.share_attention = e.share_router = e.share_experts = false;
+  e.dropout = settings.dropout("hidden_dropout_prob");
   foreign::require_held(e.blocks, file, settings.source());
-  const auto classifier = file.tensors.find("classifier.weight");
-  const bool has_classifier = classifier != file.tensors.end();
-  c.classes = has_classifier ? foreign::rows_of(classifier->second) : e.width;
+  const bool has_classifier = file.tensors.count("classifier.weight") > 0;
+  c.classes = foreign::classes_of(file, "classifier.weight", settings.num_labels(), e.width,
+                                  settings.source());
   c.has_pre_logits = !has_classifier && (file.tensors.count("pooler.dense.weight") > 0 ||
                                          file.tensors.count("vit.pooler.dense.weight") > 0);
   if (c.has_pre_logits) settings.only("pooler_act", "tanh");
   return c;
 }
 
+/// The number of heads of an architecture of timm, which its config.json need not say: vit or deit,
+/// a size, the patch and the side of an image, as in vit_base_patch16_224. Models with more in
+/// their names have other parts than these.
+///
+///   Errors    ConfigError if the name is another
+///   Source    timm, models/vision_transformer.py and deit.py
+inline Index timm_heads(const std::string& architecture, const std::string& source) {
+  static const std::map<std::string, Index> heads = {
+      {"tiny", 3}, {"small", 6}, {"base", 12}, {"large", 16}, {"huge", 16}, {"giant", 16},
+      {"gigantic", 16}};
+  std::istringstream in(architecture);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(in, word, '_');) words.push_back(word);
+  const auto is_number = [](const std::string& word) {
+    return !word.empty() && word.find_first_not_of("0123456789") == std::string::npos;
+  };
+  const bool is_plain = words.size() == 4 && (words[0] == "vit" || words[0] == "deit") &&
+                        heads.count(words[1]) > 0 && words[2].rfind("patch", 0) == 0 &&
+                        is_number(words[2].substr(5)) && is_number(words[3]);
+  require<ConfigError>(is_plain, "import: ", source, ": architecture must be a plain ViT, such as "
+                       "vit_base_patch16_224; got ", architecture);
+  return heads.at(words[1]);
+}
+
 /// Our configuration of timm's ViT. Its config.json does not know eps, which is 1e-6 unless a key
-/// layer_norm_eps, of our own, says otherwise. What the weights say is read from them.
+/// layer_norm_eps, of our own, says otherwise. What the weights say is read from them; model_args
+/// holds what differs from the architecture that is named.
 ///
 ///   Errors    ConfigError or IoError as for hf_vit_config, or if weights alter the model in a way
 ///             that it has no counterpart for, such as ls1.gamma
 inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeTensors& file) {
-  const ForeignSettings args = settings.inside("model_args");
+  static const Json no_args = Json::parse("{}", "model_args");
+  const ForeignSettings args =
+      settings.has("model_args") ? settings.inside("model_args")
+                                 : ForeignSettings(no_args, settings.source());
+  const Index heads = timm_heads(settings.text("architecture"), settings.source());
   args.only_keys({"img_size", "patch_size", "in_chans", "num_classes", "global_pool", "embed_dim",
                   "depth", "num_heads", "mlp_ratio", "qkv_bias", "fc_norm", "act_layer",
                   "weight_init", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate",
@@ -535,13 +652,14 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   require<IoError>(patches.rank() == 4 && patches.num_values() > 0, "import: ", settings.source(),
                    ": patch_embed.proj.weight must be (D, channels, P, P); got ", patches);
   c.channels = patches[1], c.patch = patches[2];
-  const std::string& pool = settings.at("global_pool").string();
+  const std::string& pool = settings.text("global_pool");
   require<ConfigError>(pool == "token" || pool == "avg", "import: ", settings.source(),
                        ": global_pool must be \"token\" or \"avg\"; got \"", pool, "\"");
   c.class_token = ClassToken::trained;
   c.pooling = pool == "token" ? Pooling::class_token : Pooling::patch_mean;
   EncoderConfig& e = c.encoder;
-  e.width = patches[0], e.heads = args.count("num_heads"), e.blocks = 0;
+  e.width = patches[0], e.heads = args.has("num_heads") ? args.count("num_heads") : heads;
+  e.blocks = 0;
   while (file.tensors.count("blocks." + std::to_string(e.blocks) + ".norm1.weight") > 0) ++e.blocks;
   for (const auto& entry : file.tensors)  // blocks that come after a gap
     require<ConfigError>(entry.first.rfind("blocks.", 0) != 0 ||
@@ -554,8 +672,13 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
   e.gelu = args.has("act_layer") ? args.gelu("act_layer") : Gelu::erf;
   e.layer_norm_eps = settings.has("layer_norm_eps") ? settings.eps("layer_norm_eps") : 1e-6;
   e.experts = 0, e.share_attention = e.share_router = e.share_experts = false;
-  const auto head = file.tensors.find("head.weight");
-  c.classes = head != file.tensors.end() ? foreign::rows_of(head->second) : e.width;
+  e.dropout = args.dropout("proj_drop_rate");
+  require<ConfigError>(args.dropout("pos_drop_rate") == e.dropout, "import: ", settings.source(),
+                       ": pos_drop_rate and proj_drop_rate must be equal; got ",
+                       args.dropout("pos_drop_rate"), ", ", e.dropout);
+  const bool has_head = file.tensors.count("head.weight") > 0;
+  const Index named = has_head && settings.has("num_classes") ? settings.count("num_classes") : 0;
+  c.classes = foreign::classes_of(file, "head.weight", named, e.width, settings.source());
   return c;
 }
 
@@ -580,9 +703,11 @@ inline LanguageConfig hf_albert_config(const ForeignSettings& settings, const Sa
                        ": num_hidden_groups must be 1 or num_hidden_layers = ", e.blocks, "; got ",
                        groups);
   e.share_attention = e.share_router = e.share_experts = e.share_layer_norm = groups == 1;
-  const auto classifier = file.tensors.find("classifier.weight");
+  e.dropout = settings.dropout("hidden_dropout_prob");
   if (groups > 1) foreign::require_held(groups, file, settings.source());
-  if (classifier != file.tensors.end()) c.classes = foreign::rows_of(classifier->second);
+  const Index named = settings.num_labels();
+  c.classes = foreign::classes_of(file, "classifier.weight", named, named > 0 ? named : 2,
+                                  settings.source());
   return c;
 }
 
@@ -592,7 +717,7 @@ inline SwitchConfig hf_switch_config(const ForeignSettings& settings, const Safe
   SwitchConfig c;
   c.width = settings.count("d_model"), c.hidden = settings.count("d_ff");
   c.experts = settings.count("num_experts"), c.slots = settings.count("expert_capacity");
-  c.activation = settings.at("dense_act_fn").string();
+  c.activation = settings.text("dense_act_fn");
   if (c.activation != "relu") settings.gelu("dense_act_fn");
   const Index layers = settings.count("num_layers");
   const Index step = settings.count("encoder_sparse_step");
@@ -612,6 +737,7 @@ struct Imported {
   std::vector<std::string> matched;  // their names that were read
   std::vector<std::string> rest;     // and those that were not, such as a pooler that nobody asks
   std::vector<std::string> initial;  // ours that their file does not hold: heads
+  std::vector<std::string> not_finite;  // matched, with an infinity or NaN among the values
 };
 
 namespace foreign {
@@ -637,7 +763,9 @@ void add_initial(const Model& model, Imported& imported) {
 inline Imported renamed(const std::vector<Renaming>& table, const SafeTensors& theirs,
                         const std::string& source) {
   Renamed r = import_tensors(table, theirs, source);
-  return {std::move(r.file), std::move(r.used), std::move(r.rest), {}};
+  for (const std::string& name : r.rest)
+    r.file.tensors["foreign." + name] = widened(theirs.at(name));
+  return {std::move(r.file), std::move(r.used), std::move(r.rest), {}, std::move(r.not_finite)};
 }
 
 template <class Model, class Config>
@@ -653,8 +781,9 @@ inline const std::vector<std::string>& foreign_kinds() {
   return kinds;
 }
 
-/// Makes theirs ours. Their settings are those of a config.json; with their names they stay in the
-/// metadata of the result, so that an export writes the same file again.
+/// Makes theirs ours, in float32. Their settings are those of a config.json. With their names they
+/// stay in the metadata of the result, and tensors that nothing reads stay as foreign.NAME, so that
+/// an export writes the same file again.
 ///
 ///   hf_albert   AlbertModel and its heads: pre-training, masked words, classes, spans
 ///   hf_vit      ViTModel, or ViTForImageClassification, under the names of either generation
@@ -699,11 +828,17 @@ inline Imported import_foreign(const std::string& kind, const SafeTensors& their
 ///
 ///   Errors    IoError if one cannot be read; otherwise as above
 inline Imported import_foreign(const std::string& kind, const std::string& folder) {
-  const std::string path = folder + "/config.json";
+  const std::string path = folder + "/config.json", weights = folder + "/model.safetensors";
+  std::error_code error;
+  require<IoError>(!std::filesystem::is_directory(path, error) && std::ifstream(path).good(),
+                   "import: ", path, ": the file must open; hint: FOLDER is what save_pretrained "
+                   "of transformers or save_for_hf of timm wrote");
+  require<IoError>(std::ifstream(weights).good(), "import: ", weights,
+                   ": the file must open; hint: weights in parts, or of another format, must be "
+                   "saved as one file of safetensors");
   std::ifstream in(path, std::ios::binary);
-  require<IoError>(in.good(), "import: ", path, ": the file must open");
   const std::string config{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
-  return import_foreign(kind, read_safetensors(folder + "/model.safetensors"), config, path);
+  return import_foreign(kind, read_safetensors(weights), config, path);
 }
 
 // EXPORT ------------------------------------------------------------------------------------------
@@ -723,6 +858,32 @@ inline void require_theirs(bool holds, const std::string& kind, const char* rule
   require<ConfigError>(holds, "export: ", kind, ": the model must be ", rule, "; got ", config);
 }
 
+/// The same settings for weights in float32: those of 16 bits would round them when they are read.
+inline std::string with_float32(std::string config) {
+  const char* const blank = " \t\r\n";
+  for (const char* key : {"\"dtype\"", "\"torch_dtype\""})
+    for (std::size_t at = config.find(key); at < config.size(); at = config.find(key, at + 1)) {
+      const std::size_t colon = config.find_first_not_of(blank, at + std::strlen(key));
+      if (colon == std::string::npos || config[colon] != ':') continue;
+      const std::size_t begin = config.find_first_not_of(blank, colon + 1);
+      if (begin == std::string::npos || config[begin] != '"') continue;
+      config.replace(begin, config.find('"', begin + 1) + 1 - begin, "\"float32\"");
+    }
+  return config;
+}
+
+/// What settings of transformers call the classes: "id2label": {"0": "LABEL_0", ...}
+inline std::string quoted_labels(Index classes) {
+  PlainText out;
+  out << "\"id2label\": {";
+  for (Index i = 0; i < classes; ++i)
+    out << (i ? ", " : "") << '"' << i << "\": \"LABEL_" << i << '"';
+  out << "},\n  \"label2id\": {";
+  for (Index i = 0; i < classes; ++i)
+    out << (i ? ", " : "") << "\"LABEL_" << i << "\": " << i;
+  return out.str() + "}";
+}
+
 inline std::string quoted_gelu(Gelu form) {
   return form == Gelu::tanh ? "\"gelu_new\"" : "\"gelu\"";
 }
@@ -738,10 +899,9 @@ inline std::string hf_vit_settings(const VisionConfig& c) {
       << ",\n  \"hidden_act\": " << quoted_gelu(e.gelu)
       << ",\n  \"layer_norm_eps\": " << e.layer_norm_eps << ",\n  \"image_size\": ["
       << c.image_height << ", " << c.image_width << "],\n  \"patch_size\": " << c.patch
-      << ",\n  \"num_channels\": " << c.channels << ",\n  \"qkv_bias\": true,\n  \"id2label\": {";
-  for (Index i = 0; i < c.classes; ++i)
-    out << (i ? ", " : "") << '"' << i << "\": \"LABEL_" << i << '"';
-  out << "},\n  \"hidden_dropout_prob\": " << e.dropout
+      << ",\n  \"num_channels\": " << c.channels << ",\n  \"qkv_bias\": true";
+  if (!c.has_pre_logits) out << ",\n  " << quoted_labels(c.classes);
+  out << ",\n  \"hidden_dropout_prob\": " << e.dropout
       << ",\n  \"attention_probs_dropout_prob\": 0\n}\n";
   return out.str();
 }
@@ -758,7 +918,8 @@ inline std::string timm_vit_settings(const VisionConfig& c) {
       << ", \"embed_dim\": " << e.width << ", \"depth\": " << e.blocks
       << ", \"num_heads\": " << e.heads
       << ", \"mlp_ratio\": " << double(e.dense_hidden) / double(e.width)
-      << ", \"global_pool\": \"" << pool << "\", \"fc_norm\": false, \"act_layer\": \""
+      << ", \"global_pool\": \"" << pool << "\", \"fc_norm\": false, \"pos_drop_rate\": "
+      << e.dropout << ", \"proj_drop_rate\": " << e.dropout << ", \"act_layer\": \""
       << (e.gelu == Gelu::tanh ? "gelu_tanh" : "gelu") << "\"}\n}\n";
   return out.str();
 }
@@ -776,15 +937,17 @@ inline std::string hf_albert_settings(const LanguageConfig& c) {
       << ",\n  \"hidden_act\": " << quoted_gelu(e.gelu)
       << ",\n  \"layer_norm_eps\": " << e.layer_norm_eps
       << ",\n  \"max_position_embeddings\": " << c.max_tokens
-      << ",\n  \"type_vocab_size\": " << c.types << ",\n  \"hidden_dropout_prob\": " << e.dropout
+      << ",\n  \"type_vocab_size\": " << c.types << ",\n  " << quoted_labels(c.classes)
+      << ",\n  \"hidden_dropout_prob\": " << e.dropout
       << ",\n  \"attention_probs_dropout_prob\": 0\n}\n";
   return out.str();
 }
 
 }  // namespace foreign
 
-/// Makes ours theirs: the inverse of an import, bit for bit, if the file came from one of the same
-/// kind; otherwise under the first of their names and with settings that say the same as ours.
+/// Makes ours theirs, in float32: the inverse of an import if the file came from one of the same
+/// kind, with tensors that the import did not read and, if theirs were float32, bit for bit;
+/// otherwise under the first of their names and with settings that say the same as ours.
 ///
 ///   Errors    ConfigError if theirs cannot be such a model; IoError if a tensor is missing
 inline Exported export_foreign(const std::string& kind, const SafeTensors& ours,
@@ -837,13 +1000,22 @@ inline Exported export_foreign(const std::string& kind, const SafeTensors& ours,
   }
   Renamed r = export_tensors(table, ours, names);
   r.file.metadata["format"] = "pt";
-  return {std::move(r.file), is_back ? theirs : settings, std::move(r.rest)};
+  const std::string unread = "foreign.";
+  std::vector<std::string> rest;
+  for (const std::string& name : r.rest)
+    if (is_back && name.rfind(unread, 0) == 0)
+      r.file.tensors[name.substr(unread.size())] = ours.at(name);
+    else
+      rest.push_back(name);
+  return {std::move(r.file), is_back ? foreign::with_float32(theirs) : settings, std::move(rest)};
 }
 
-/// Writes FOLDER/config.json and FOLDER/model.safetensors.
+/// Writes FOLDER/config.json and FOLDER/model.safetensors, and makes the folder if there is none.
 ///
 ///   Errors    IoError if one cannot be written
 inline void write_foreign(const std::string& folder, const Exported& exported) {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
   write_safetensors(folder + "/model.safetensors", exported.file);
   const std::string path = folder + "/config.json";
   std::ofstream out(path, std::ios::binary);

@@ -31,10 +31,12 @@ validate upcycle FILE OUT E K [BLOCK|individual]
                                    where blocks become one it is their mean, or that of BLOCK
 validate replay CASE DUMP          which departs, the router or the experts?
 
-KIND is hf_albert, hf_vit, timm_vit or hf_switch. FILE is what import, upcycle or a training wrote.
+KIND is hf_albert, hf_vit, timm_vit or hf_switch. Weights of FOLDER are F32, F16 or BF16; an export
+makes the folder and writes F32. FILE is what import, upcycle or a training wrote. For a replay,
+DUMP holds the experts of all choices and whatever else is known, under the names of CASE.
 )";
 
-/// Reads a folder of theirs, writes a model of ours.
+/// Reads a folder of theirs, writes a model of ours; says which weights are not numbers.
 inline Answer import_command(const std::string& kind, const std::string& folder,
                              const std::string& to) {
   const Imported imported = import_foreign(kind, folder);
@@ -43,10 +45,12 @@ inline Answer import_command(const std::string& kind, const std::string& folder,
   out << imported.matched.size() << " tensors of " << folder << " in " << to << '\n'
       << "not read: " << foreign::list_of(imported.rest) << '\n'
       << "initial values: " << foreign::list_of(imported.initial) << '\n';
+  if (!imported.not_finite.empty())
+    out << "with an infinity or NaN: " << foreign::list_of(imported.not_finite) << '\n';
   return {out.str()};
 }
 
-/// Reads a model of ours, writes a folder of theirs, which must be there.
+/// Reads a model of ours, writes a folder of theirs.
 inline Answer export_command(const std::string& kind, const std::string& from,
                              const std::string& folder) {
   const Exported exported = export_foreign(kind, read_safetensors(from), from);
@@ -98,6 +102,8 @@ Answer upcycle_model(const Model& dense, Upcycling how, const std::string& to) {
 }  // namespace transferring
 
 /// Reads a dense model of either kind, writes a mixture of copies.
+///
+///   Errors    IoError if the file holds no model; otherwise as upcycled and closeness
 inline Answer upcycle_command(const std::string& from, const std::string& to, const std::string& E,
                               const std::string& K, const std::string& block) {
   Upcycling how;
@@ -105,7 +111,10 @@ inline Answer upcycle_command(const std::string& from, const std::string& to, co
   how.shares = block != "individual";
   if (how.shares && !block.empty()) how.block = transferring::number_of(block, "BLOCK");
   const SafeTensors file = read_safetensors(from);
-  const Json config = Json::parse(detail::metadata_of(file, from, "config"), from);
+  require<IoError>(file.metadata.count("config") > 0, "upcycle: ", from, ": the file must hold a "
+                   "model; got no \"config\" in its metadata; hint: import makes one of hf_albert, "
+                   "hf_vit and timm_vit");
+  const Json config = Json::parse(file.metadata.at("config"), from);
   return config.find("vocabulary")
              ? transferring::upcycle_model(load_language_model<float>(from), how, to)
              : transferring::upcycle_model(load_vision_model<float>(from), how, to);

@@ -8,8 +8,10 @@
 #include "widenet.hpp"
 
 #include <algorithm>  // min
-#include <cmath>      // fabs, fmax, sqrt
+#include <cmath>      // fabs, fmax, isfinite, sqrt
 #include <cstdint>    // int32_t
+#include <cstring>    // memcmp
+#include <limits>     // numeric_limits
 #include <map>        // map
 #include <string>     // string, to_string
 #include <vector>     // vector
@@ -67,6 +69,13 @@ std::vector<T> mean_of(const std::vector<Tensor<T>>& tensors) {
   return mean;
 }
 
+/// Errors    ValueError that names what an infinity or NaN was found in
+template <class T>
+void require_finite(const std::vector<T>& values, const char* rule, const std::string& where) {
+  for (const T value : values)
+    require<ValueError>(std::isfinite(value), rule, "; got ", value, " in ", where);
+}
+
 inline EncoderConfig& encoder_of(VisionConfig& c) { return c.encoder; }
 inline EncoderConfig& encoder_of(LanguageConfig& c) { return c.encoder; }
 
@@ -104,13 +113,17 @@ Config upcycled_config(Config config, const Upcycling& how) {
 /// of fewer experts scale what the FFN adds by about K / E. What is lost where individual blocks
 /// become one has no such bound: their hidden units do not correspond.
 ///
+///   Errors    ConfigError as upcycled_config; ValueError if a weight of the source is not finite
 ///   Source    copies of the FFN, renormalised gates: Komatsuzaki et al., Sparse Upcycling, arXiv
 ///             2212.05055. One block from many, the mean or one of them: Bae et al., Relaxed
 ///             Recursive Transformers, arXiv 2410.20672
 template <template <class> class Model, class T>
 Model<T> upcycled(const Model<T>& dense, const Upcycling& how, const Rng& rng) {
   std::map<std::string, Tensor<T>> tensors;
-  for (const Parameter<T>& p : dense.parameters()) tensors[p.name] = p.tensor;
+  for (const Parameter<T>& p : dense.parameters()) {
+    upcycling::require_finite(p.tensor.to_vector(), "upcycle: weights must be finite", p.name);
+    tensors[p.name] = p.tensor;
+  }
   const Model<T> model(upcycled_config(dense.config(), how), rng);
   for (const Parameter<T>& p : model.parameters()) {
     const auto sources =
@@ -134,27 +147,33 @@ Model<T> upcycled(const Model<T>& dense, const Upcycling& how, const Rng& rng) {
 
 /// How far the outputs of an upcycled model are from those of its source.
 struct Closeness {
-  double relative = 0;          // |y - y'| / |y|, of Euclidean norms
+  double relative = 0;          // |y - y'| / |y|, of Euclidean norms; infinite if only |y| is 0
   double largest = 0;           // the largest |y[i] - y'[i]|
   double dropped_fraction = 0;  // of the choices of all routings
-  bool is_same = true;          // bit by bit
+  bool is_same = true;          // bit by bit: 0 is not -0
 };
 
+/// Errors    ShapeError if there are not equally many outputs, ValueError if one is not finite
 template <class T>
 Closeness closeness(const std::vector<T>& source, const std::vector<T>& sparse,
                     const std::vector<Routing<T>>& routings) {
   require<ShapeError>(source.size() == sparse.size(),
                       "closeness: outputs must be equally many; got ", source.size(), ", ",
                       sparse.size());
+  upcycling::require_finite(source, "closeness: outputs must be finite", "those of the source");
+  upcycling::require_finite(sparse, "closeness: outputs must be finite", "those of the mixture");
   Closeness c;
   double apart = 0, size = 0;
   for (std::size_t i = 0; i < source.size(); ++i) {
     const double d = double(sparse[i]) - double(source[i]);
     apart += d * d, size += double(source[i]) * double(source[i]);
     c.largest = std::fmax(c.largest, std::fabs(d));
-    c.is_same = c.is_same && sparse[i] == source[i];
   }
-  c.relative = size > 0 ? std::sqrt(apart / size) : 0;
+  c.relative = apart == 0 ? 0
+               : size == 0 ? std::numeric_limits<double>::infinity()
+                           : std::sqrt(apart / size);
+  c.is_same = source.empty() ||
+              std::memcmp(source.data(), sparse.data(), source.size() * sizeof(T)) == 0;
   for (const Routing<T>& r : routings)
     c.dropped_fraction += r.dropped_fraction() / double(routings.size());
   return c;

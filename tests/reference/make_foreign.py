@@ -3,7 +3,8 @@
   make_foreign.py [--out data/foreign]    needs torch, numpy, safetensors, transformers and timm
 
 Every model is a folder of
-  config.json, model.safetensors   as the library itself wrote them, with random float32 weights
+  config.json, model.safetensors   as the library itself wrote them, with random weights of
+                                   float32, or of 16 bits
   run.safetensors                  in.NAME, and its outputs: out.NAME in float64, out32.NAME in
                                    float32; whole numbers as int32
 manifest.json names the folders with their sources and the sha256 of their files, and says how far
@@ -137,6 +138,38 @@ def timm_vit(folder):
     return "timm " + timm.__version__ + ", save_for_hf", errors
 
 
+def hf_albert_bf16(folder):
+    """A group of layers for each block, a classifier, and weights of bfloat16."""
+    model, d = randomize("hf_albert_bf16", transformers.AlbertForSequenceClassification(
+        transformers.AlbertConfig(
+            vocab_size=17, embedding_size=5, hidden_size=12, num_hidden_layers=2,
+            num_hidden_groups=2, num_attention_heads=2, intermediate_size=10, hidden_act="gelu",
+            hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.0, max_position_embeddings=8,
+            type_vocab_size=2, layer_norm_eps=1e-5, num_labels=3, attn_implementation="sdpa")))
+    model.to(torch.bfloat16).save_pretrained(folder / "hf_albert_bf16")
+    inputs = dict(token=d.integers(0, 17, 2, 7), type=d.integers(0, 2, 2, 7),
+                  mask=torch.tensor([[1] * 6 + [0], [1] * 7]))
+
+    def compute(m, x):
+        body = m.albert(x["token"], token_type_ids=x["type"], attention_mask=x["mask"])
+        heads = m(x["token"], token_type_ids=x["type"], attention_mask=x["mask"])
+        return dict(tokens=body.last_hidden_state, pooled=body.pooler_output,
+                    class_logits=heads.logits)
+    errors = run(folder, "hf_albert_bf16", model, inputs, compute)
+    return HUGGING + ", AlbertForSequenceClassification.save_pretrained", errors
+
+
+def timm_vit_f16(folder):
+    """Patches are averaged after the last LayerNorm; weights of float16."""
+    model, d = randomize("timm_vit_f16", timm.create_model(
+        "vit_tiny_patch16_224", img_size=(4, 6), patch_size=2, in_chans=2, embed_dim=12, depth=2,
+        num_heads=2, mlp_ratio=1.25, num_classes=4, global_pool="avg", fc_norm=False))
+    save_for_hf(model.half(), folder / "timm_vit_f16", safe_serialization=True)
+    errors = run(folder, "timm_vit_f16", model, dict(images=d(3, 2, 4, 6).float()),
+                 lambda m, x: dict(tokens=m.forward_features(x["images"]), logits=m(x["images"])))
+    return "timm " + timm.__version__ + ", save_for_hf", errors
+
+
 def hf_switch(folder):
     """An encoder whose second block is sparse; what is run is its mixture of experts."""
     model, d = randomize("hf_switch", transformers.SwitchTransformersEncoderModel(
@@ -160,7 +193,7 @@ def hf_switch(folder):
 def write(folder):
     models, total = [], 0
     shutil.rmtree(folder, ignore_errors=True)
-    for make in (hf_albert, hf_vit, hf_vit_5, timm_vit, hf_switch):
+    for make in (hf_albert, hf_vit, hf_vit_5, timm_vit, hf_switch, hf_albert_bf16, timm_vit_f16):
         name = make.__name__
         (folder / name).mkdir(parents=True)
         (source, errors), digests = make(folder), {}
