@@ -44,7 +44,7 @@ support::CommandLine command_line(Options& o) {
       .add("--search", o.search, "try learning rates on held-out training data instead",
            {"digits", "sentences"})
       .add("--tables", o.tables, "which tables")
-      .add("--seeds", o.seeds, "seeds of each row", 0)
+      .add("--seeds", o.seeds, "seeds of each row; of a search 1 if not given", 0)
       .add("--vision-steps", o.vision_steps, "steps of training on digits", 0)
       .add("--reading-steps", o.reading_steps, "steps of pre-training on text", 0)
       .add("--judging-steps", o.judging_steps, "steps of fine-tuning on sentences", 0)
@@ -84,14 +84,16 @@ void write_file(const std::string& path, const std::string& text) {
   std::filesystem::rename(path + ".tmp", path);
 }
 
-/// Runs what is missing; false if that was interrupted.
+/// Runs what is missing; says so and returns false if that was interrupted.
 bool run_all(const Options& o, const std::vector<support::PaperRun>& runs) {
   const std::string path = o.out + "/runs.jsonl";
   const std::size_t missing = support::missing_runs(runs, path).size();
   if (missing > 0)
     std::cout << missing << " runs, " << o.processes << " at a time; Ctrl-C stops, the same "
               << "command goes on." << std::endl;
-  return support::run_missing(runs, path, o.processes);
+  const bool is_finished = support::run_missing(runs, path, o.processes);
+  if (!is_finished) std::cout << "Stopped; the same command goes on." << std::endl;
+  return is_finished;
 }
 
 int run(const Options& o) {
@@ -101,10 +103,7 @@ int run(const Options& o) {
   const std::vector<support::PaperTable> tables =
       chosen_tables(o.tables, support::paper_tables(budget, data));
   const std::vector<support::PaperRun> runs = support::runs_of(tables, budget.seeds);
-  if (!run_all(o, runs)) {
-    std::cout << "Stopped; the same command goes on." << std::endl;
-    return 0;
-  }
+  if (!run_all(o, runs)) return 0;
   const auto finished = support::finished_runs(o.out + "/runs.jsonl");
   std::vector<support::PaperResult> results;
   for (const support::PaperTable& table : tables) {

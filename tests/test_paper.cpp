@@ -87,8 +87,8 @@ std::map<std::string, Measured> made_up(const std::vector<PaperTable>& tables, I
 PaperTable small_table() {
   PaperTable t;
   t.id = "x", t.title = "A < B", t.about = "About & so on.";
-  t.rows = {{"wide", setting("{\"is\": \"wide\"}"), 79.5, "40M"},
-            {"deep", setting("{\"is\": \"deep\"}"), 77.5, "305M"}};
+  t.rows = {{"wide", setting("{\"is\": \"wide\"}"), {79.5, "40M"}},
+            {"deep", setting("{\"is\": \"deep\"}"), {77.5, "305M"}}};
   t.rows.push_back({"guess"});
   t.rows.back().baseline = 0.25;
   t.claims = {{"wide", "deep", 2.0}};
@@ -265,6 +265,31 @@ TEST_SUITE("support: paper") {
     CHECK(claim.at("sentence").string() == sentence_of(result.verdicts[0], 1));
   }
 
+  TEST_CASE("a figure from memory is marked in table, chart, page and results.json") {
+    PaperTable table = small_table();
+    const auto result = [&] { return result_of(table, 2, small_runs(table, 0.5, 0.75)); };
+    const auto has = [](const std::string& text, const std::string& part) {
+      return text.find(part) != std::string::npos;
+    };
+    CHECK(has(table_of(result()), "<td>77.5</td><td>305M</td>"));
+    CHECK(!has(chart_of(result()), "recalled"));
+    CHECK(!has(verdicts_of(result()), "question mark"));
+    CHECK(has(row_json(table.rows[1], {}), "\"paper\": 77.5, \"paper_is_recalled\": false, "
+                                           "\"paper_parameters\": \"305M\""));
+    table.rows[1].paper.is_recalled = true;
+    CHECK(has(table_of(result()), "<td>77.5\u202f?</td><td>305M</td>"));
+    CHECK(has(table_of(result()), "<td>79.5</td>"));
+    CHECK(has(chart_of(result()), "class=\"mean recalled ink s1\""));
+    CHECK(has(chart_of(result()), "deep: 77.50\u202f?"));
+    CHECK(has(verdicts_of(result()), "question mark"));
+    CHECK(has(row_json(table.rows[1], {}), "\"paper\": 77.5, \"paper_is_recalled\": true"));
+    table.rows[1].paper = {unknown, "9M", true, "NaN"};
+    CHECK(has(table_of(result()), "<td class=\"words\">NaN\u202f?</td><td>9M</td>"));
+    CHECK(!has(chart_of(result()), "recalled"));
+    CHECK(has(row_json(table.rows[1], {}), "\"paper_words\": \"NaN\", "
+                                           "\"paper_is_recalled\": true"));
+  }
+
   TEST_CASE("what a table lacks is named") {
     PaperTable table = small_table();
     CHECK(error_of([&] { result_of(table, 3, small_runs(table, 0.5, 0.75)); }) ==
@@ -292,6 +317,25 @@ TEST_SUITE("support: paper") {
       results.push_back(result_of(table, 2, finished));
     }
     CHECK(ids == "abcdefg");
+    std::set<std::string> recalled;
+    std::map<std::string, std::string> sure;
+    for (const PaperTable& table : tables)
+      for (const PaperRow& row : table.rows) {
+        if (row.paper.is_recalled) recalled.insert(row.name);
+        else if (!row.paper.text().empty()) sure[row.name] = row.paper.text();
+      }
+    CHECK(recalled == std::set<std::string>{
+              "shared LayerNorm, small", "shared LayerNorm, medium", "shared LayerNorm, large",
+              "no experts, small", "no experts, medium", "no experts, large", "ViT, shared",
+              "ViT, shared, twice as wide"});
+    CHECK(sure == std::map<std::string, std::string>{
+              {"ViT small", "78.6"}, {"ViT medium", "77.5"}, {"ViT-MoE small", "77.9"},
+              {"ViT-MoE medium", "77.4"}, {"WideNet small", "77.5"}, {"WideNet medium", "79.5"},
+              {"WideNet large", "80.1"}, {"WideNet, half the blocks", "78.2"},
+              {"no sharing, small", "77.9"}, {"no sharing, medium", "77.4"},
+              {"no sharing, large", "out of memory"}, {"ALBERT-like", "84.0"},
+              {"BERT-like", "85.0"}, {"WideNet, 4 experts", "84.7"},
+              {"WideNet, 8 experts", "85.2"}, {"WideNet, 16 experts", "85.8"}});
     results[1].remarks = language_remarks(results[1]);
     results[0].table.about = "A & B";
     const std::string html = report_html(paper_report(budget, results, finished));

@@ -9,7 +9,7 @@
 #include "support/report.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // max, min
+#include <algorithm>  // any_of, max, min
 #include <cmath>      // isfinite
 #include <limits>     // numeric_limits
 #include <optional>   // nullopt, optional
@@ -27,6 +27,7 @@ struct DotPanel {
   double scale = 1;
   double left = 0, right = 0;  // pixels
   int colour = 0;              // 0 to 3
+  std::vector<bool> is_recalled = {};  // of each row, if any: the mean is a ring
 };
 
 /// From the lowest to the highest value of a panel, with a margin; none if no value is finite.
@@ -64,12 +65,14 @@ inline std::string dot_scale(const DotPanel& panel, const Axis& axis, double top
 
 /// The dots of one row: small ones for the seeds, a large one at their mean, a line of one standard
 /// deviation to both sides.
-inline std::string dots(const std::string& name, const std::vector<double>& values, double scale,
-                        int colour, const Axis& axis, double y) {
+inline std::string dots(const std::string& name, const DotPanel& panel, std::size_t row,
+                        const Axis& axis, double y) {
+  const std::vector<double>& values = panel.values[row];
   const Statistics s = statistics_of(values);
-  const double x = axis.at(scale * s.mean);
+  const double scale = panel.scale, x = axis.at(scale * s.mean);
   if (!std::isfinite(x)) return "";
-  const std::string ink = "ink s" + std::to_string(colour);
+  const std::string ink = "ink s" + std::to_string(panel.colour);
+  const bool is_recalled = row < panel.is_recalled.size() && panel.is_recalled[row];
   const auto circle = [&](const char* kind, double at, const char* radius) {
     return std::string("<circle class=\"") + kind + " " + ink + "\" cx=\"" + fixed(at, 1) +
            "\" cy=\"" + fixed(y, 1) + "\" r=\"" + radius + "\"";
@@ -81,8 +84,9 @@ inline std::string dots(const std::string& name, const std::vector<double>& valu
     drawing += svg_rect(begin, y - 1.2, end - begin, 2.4, "class=\"" + ink + "\"");
     for (const double value : values) drawing += circle("seed", axis.at(scale * value), "3") + "/>";
   }
-  return drawing + circle("mean", x, "5.5") + "><title>" +
-         escape_html(name + ": " + fixed(scale * s.mean, 2)) + "</title></circle>";
+  return drawing + circle(is_recalled ? "mean recalled" : "mean", x, "5.5") + "><title>" +
+         escape_html(name + ": " + fixed(scale * s.mean, 2)) + (is_recalled ? "\u202f?" : "") +
+         "</title></circle>";
 }
 
 /// Rows of dots in one panel or more. Each panel has a scale of its own, which need not start at 0.
@@ -101,7 +105,7 @@ inline std::string dot_chart(const std::string& title, const std::vector<std::st
     description += panel.title + ": ";
     for (std::size_t r = 0; r < names.size(); ++r) {
       if (panel.values[r].empty()) continue;
-      drawing += dots(names[r], panel.values[r], panel.scale, panel.colour, *axis, middle(r));
+      drawing += dots(names[r], panel, r, *axis, middle(r));
       description += names[r] + " " +
                      fixed(panel.scale * statistics_of(panel.values[r]).mean, 2) + ", ";
     }
@@ -128,9 +132,12 @@ inline std::string chart_of(const PaperResult& result) {
   }
   if (has_paper) {
     panels.push_back({table.paper_title, {}, 1, 0, 0, 1});
-    for (const PaperRow& row : table.rows)
-      panels.back().values.push_back(std::isfinite(row.paper) ? std::vector<double>{row.paper}
-                                                              : std::vector<double>());
+    for (const PaperRow& row : table.rows) {
+      const double value = row.paper.value;
+      panels.back().values.push_back(std::isfinite(value) ? std::vector<double>{value}
+                                                          : std::vector<double>());
+      panels.back().is_recalled.push_back(row.paper.is_recalled);
+    }
   }
   panels.back().right = 470;
   if (panels.size() == 1) {
@@ -157,8 +164,8 @@ inline std::string table_of(const PaperResult& result) {
   const auto head = [&html](const std::string& title) {
     html += "<th scope=\"col\">" + escape_html(title) + "</th>";
   };
-  const auto cell = [&html](const std::string& text) {
-    html += "<td>" + escape_html(text) + "</td>";
+  const auto cell = [&html](const std::string& text, const char* attributes = "") {
+    html += std::string("<td") + attributes + ">" + escape_html(text) + "</td>";
   };
   for (const PaperColumn& column : table.columns) head(column.title);
   head("parameters"), head("MFLOP"), head("s");
@@ -178,8 +185,8 @@ inline std::string table_of(const PaperResult& result) {
     cell(seconds == result.rows[r].end() ? ""
                                          : fixed(statistics_of(seconds->second).mean, 1));
     if (has_paper) {
-      cell(std::isfinite(row.paper) ? fixed(row.paper, 1) : "");
-      cell(row.paper_size);
+      cell(row.paper.text(), row.paper.words.empty() ? "" : " class=\"words\"");
+      cell(row.paper.size);
     }
     html += "</tr>";
   }
@@ -198,15 +205,21 @@ inline VerdictCount count_verdicts(const std::vector<PaperResult>& results) {
   return count;
 }
 
+/// What stands below the table: the comparisons, the remarks, and what a question mark means.
 inline std::string verdicts_of(const PaperResult& result) {
-  if (result.verdicts.empty() && result.remarks.empty()) return "";
+  std::vector<std::string> remarks = result.remarks;
+  const std::vector<PaperRow>& rows = result.table.rows;
+  if (std::any_of(rows.begin(), rows.end(), [](const PaperRow& r) { return r.paper.is_recalled; }))
+    remarks.push_back("Figures with a question mark, rings in the chart, are the paper's as they "
+                      "are remembered: look there before you quote them.");
+  if (result.verdicts.empty() && remarks.empty()) return "";
   std::string html = "<ul class=\"verdicts\">";
   for (const PaperVerdict& v : result.verdicts)
     html += std::string("<li class=\"") +
             (!v.is_clear() ? "unclear" : v.is_same_way() ? "same" : "other") + "\">" +
             escape_html(sentence_of(v, column_named(result.table, v.claim.column).decimals)) +
             "</li>\n";
-  for (const std::string& remark : result.remarks)
+  for (const std::string& remark : remarks)
     html += "<li class=\"remark\">" + escape_html(remark) + "</li>\n";
   return html + "</ul>\n";
 }
@@ -236,13 +249,16 @@ inline Report::Section section_of(const PaperResult& result) {
 inline const char* paper_style() {
   return R"css(
 .text p+p{margin-top:12px}.text p{max-width:48em}
-.pair{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,6fr);gap:20px 32px}
+.pair{display:grid;grid-template-columns:minmax(0,4fr) minmax(0,5fr);gap:20px 32px}
 .pair.stacked{grid-template-columns:minmax(0,1fr)}.pair.stacked svg{max-width:500px}
 .pair .scroll{margin-top:0;font-size:14px}.pair table{width:100%}
-.pair td{white-space:nowrap}.pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
+.pair th,.pair td{padding-right:10px}.pair td{white-space:nowrap}
+.pair .words{white-space:normal}
+.pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
 .pair th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 .pair tbody th{color:var(--ink)}.pair td:last-child,.pair th:last-child{padding-right:0}
 .seed{opacity:.38}.mean{stroke:var(--card);stroke-width:1.5}
+.mean.recalled{fill:var(--card);stroke:var(--s1);stroke-width:1.8}
 .verdicts{list-style:none;padding:14px 0 0;margin-top:18px;font-size:14.5px;
 border-top:1px solid var(--line);display:grid;gap:7px}
 .verdicts li{padding-left:22px;position:relative}

@@ -25,13 +25,25 @@ constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 
 // WHAT IS ASKED -----------------------------------------------------------------------------------
 
+/// What the paper has for a row.
+struct PaperFigure {
+  double value = unknown;    // what it measured, in points
+  std::string size = "";     // how it gives the number of parameters
+  bool is_recalled = false;  // from memory, not checked against the paper: shown with a "?"
+  std::string words = "";    // what it has in place of a value
+
+  std::string text() const {
+    const std::string figure = std::isfinite(value) ? fixed(value, 1) : words;
+    return figure.empty() || !is_recalled ? figure : figure + "\u202f?";
+  }
+};
+
 /// A row of a table: a model that is trained with several seeds, or, without a setting, a baseline
 /// whose accuracy is known.
 struct PaperRow {
   std::string name;
   PaperSetting setting = {};
-  double paper = unknown;         // what the paper measured, in points
-  std::string paper_size = "";    // how it gives the number of parameters
+  PaperFigure paper = {};
   double baseline = unknown;
   bool is_baseline() const { return !setting.train; }
 };
@@ -185,8 +197,11 @@ inline std::string row_json(const PaperRow& row, const SeedValues& values) {
   line.add("name", row.name);
   if (!row.is_baseline())
     line.add("parameters", row.setting.parameters).add("flops", row.setting.flops);
-  if (std::isfinite(row.paper)) line.add("paper", row.paper);
-  if (!row.paper_size.empty()) line.add("paper_parameters", row.paper_size);
+  const PaperFigure& paper = row.paper;
+  if (std::isfinite(paper.value)) line.add("paper", paper.value);
+  if (!paper.words.empty()) line.add("paper_words", paper.words);
+  if (!paper.text().empty()) line.add("paper_is_recalled", paper.is_recalled);
+  if (!paper.size.empty()) line.add("paper_parameters", paper.size);
   for (const auto& [name, list] : values) {
     const Statistics s = statistics_of(list);
     line.add(name + "_mean", s.mean).add(name + "_deviation", s.deviation).add(name, list);

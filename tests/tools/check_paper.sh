@@ -44,9 +44,13 @@ diff <(numbers "$folder/whole") <(numbers "$folder/parts") > "$folder/difference
 
 paper parts --judging-steps 3 || fail "ends with an error: $(tail -n 3 "$folder/parts.txt")"
 grep -q "^10 runs" "$folder/parts.txt" || fail "does not run what was changed, and that only"
+page=$folder/whole/index.html
 for part in "<svg" "</html>" "in the paper"; do
-  grep -q "$part" "$folder/whole/index.html" || fail "the page lacks $part"
+  grep -q "$part" "$page" || fail "the page lacks $part"
 done
+found=$(grep -noE 'https?:|src=|<(link|img|iframe|object|embed|base)\b|url\(|@import' "$page" |
+  head -n 3)
+[ -z "$found" ] || fail "the page refers to something else: $found"
 ${RUN:-} build/examples/paper --out "$folder/none" --tables z > "$folder/none.txt" 2>&1 &&
   fail "takes tables that are none"
 grep -q "must be some of the letters" "$folder/none.txt" || fail "does not say which are"
