@@ -1656,6 +1656,7 @@ struct DropoutMask {
 };
 
 enum class Gelu { tanh, erf };
+enum class Norm { layer_norm, rms_norm };
 
 namespace kernel {
 
@@ -1782,34 +1783,39 @@ void add_rows(Sink<T> sums, const T* x, Index N, Index D) {
 }
 
 /// y[n, d] = (x[n, d] - mean[n]) rstd[n] gamma[d] + beta[d]    [eq 5]
+/// Without beta it is RMSNorm: mean[n] is 0, whatever the values are.
 template <class T>
 void layer_norm_forward(T* y, T* mean, T* rstd,  //
                         const T* x, const T* gamma, const T* beta, Index N, Index D, T eps) {
   for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T* x_n = x + n * D;
     T* y_n = y + n * D;
-    const T m = team.sum<T>(D, [=](Index d) { return x_n[d]; }) / T(D);
+    const T m = beta ? team.sum<T>(D, [=](Index d) { return x_n[d]; }) / T(D) : T(0);
     const T variance = team.sum<T>(D, [=](Index d) { return (x_n[d] - m) * (x_n[d] - m); }) / T(D);
     const T r = T(1) / std::sqrt(variance + eps);
-    team.each(D, [=](Index d) { y_n[d] = (x_n[d] - m) * r * gamma[d] + beta[d]; });
+    if (beta)
+      team.each(D, [=](Index d) { y_n[d] = (x_n[d] - m) * r * gamma[d] + beta[d]; });
+    else
+      team.each(D, [=](Index d) { y_n[d] = x_n[d] * r * gamma[d]; });
     if (team.first()) mean[n] = m, rstd[n] = r;
   });
 }
 /// dx = rstd (dh - mean(dh) - h mean(dh h)),  h = (x - mean) rstd,  dh = dy gamma   [d layer_norm]
+/// Where the mean was not taken away, the term mean(dh) is not there.    [d rms_norm]
 template <class T>
 void layer_norm_backward_x(Sink<T> dx, const T* dy, const T* x, const T* gamma, const T* mean,
-                           const T* rstd, Index N, Index D) {
+                           const T* rstd, bool is_centred, Index N, Index D) {
   for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
     const T *x_n = x + n * D, *dy_n = dy + n * D, m = mean[n], r = rstd[n];
     const Sink<T> dx_n = dx.at(n * D);
     const auto h = [=](Index d) { return (x_n[d] - m) * r; };
     const auto dh = [=](Index d) { return dy_n[d] * gamma[d]; };
-    const T mean_dh = team.sum<T>(D, dh) / T(D);
+    const T mean_dh = is_centred ? team.sum<T>(D, dh) / T(D) : T(0);
     const T mean_dh_h = team.sum<T>(D, [=](Index d) { return dh(d) * h(d); }) / T(D);
     team.each(D, [=](Index d) { dx_n.put(d, r * (dh(d) - mean_dh - h(d) * mean_dh_h)); });
   });
 }
-/// dgamma[d] = sum over n of dy[n, d] h[n, d]    [d layer_norm]
+/// dgamma[d] = sum over n of dy[n, d] h[n, d]    [d layer_norm] [d rms_norm]
 template <class T>
 void layer_norm_backward_gamma(Sink<T> dgamma, const T* dy, const T* x, const T* mean,
                                const T* rstd, Index N, Index D) {
@@ -2964,6 +2970,39 @@ Tensor<T> matmul(const Tensor<T>& x, const Tensor<T>& w) {
   return linear(x, w);
 }
 
+namespace detail {
+
+/// layer_norm, and without beta rms_norm.
+template <class T>
+Tensor<T> normalized(const char* operation, const Tensor<T>& x, const Tensor<T>& gamma,
+                     const Tensor<T>& beta, double eps) {
+  const Index D = x.shape().last(), N = x.shape().num_rows();
+  const Tensor<T> y(x.shape());
+  const Buffer<T> mean(N), rstd(N);
+  const auto forward = [x, gamma, beta, mean, rstd, N, D, eps](const Buffer<T>& value) {
+    kernel::layer_norm_forward(value.data(), mean.data(), rstd.data(), x.data(), gamma.data(),
+                               beta ? beta.data() : nullptr, N, D, T(eps));
+  };
+  forward(y.value());
+  y.record(operation, {x, gamma, beta}, [x, gamma, beta, mean, rstd, N, D](const Buffer<T>& dy) {
+    if (x.needs_gradient())
+      kernel::layer_norm_backward_x(x.sink(), dy.data(), x.data(), gamma.data(), mean.data(),
+                                    rstd.data(), bool(beta), N, D);
+    if (gamma.needs_gradient())
+      kernel::layer_norm_backward_gamma(gamma.sink(), dy.data(), x.data(), mean.data(),
+                                        rstd.data(), N, D);
+    if (beta && beta.needs_gradient()) kernel::add_rows(beta.sink(), dy.data(), N, D);
+  });
+  y.set_restore([forward, N, D] {
+    const Buffer<T> value(N * D);
+    forward(value);
+    return value;
+  });
+  return y;
+}
+
+}  // namespace detail
+
 /// Layer normalisation: gives every row mean 0 and variance 1, then scales and shifts.    [eq 5]
 ///
 ///   y[n, d] = h[n, d] * gamma[d] + beta[d],   h[n, d] = (x[n, d] - mean[n]) * rstd[n]
@@ -2982,30 +3021,30 @@ template <class T>
 Tensor<T> layer_norm(const Tensor<T>& x, const Tensor<T>& gamma, const Tensor<T>& beta,
                      double eps = 1e-6) {
   require<ShapeError>(x.shape().rank() >= 1, "layer_norm: x must be (..., D); got ", x.shape());
-  const Index D = x.shape().last(), N = x.shape().num_rows();
+  const Index D = x.shape().last();
   require<ShapeError>(gamma.shape() == Shape{D} && beta.shape() == Shape{D},
                       "layer_norm: gamma and beta must be (D) = ", Shape{D}, "; got ",
                       gamma.shape(), ", ", beta.shape());
-  const Tensor<T> y(x.shape());
-  const Buffer<T> mean(N), rstd(N);
-  kernel::layer_norm_forward(y.data(), mean.data(), rstd.data(),  //
-                             x.data(), gamma.data(), beta.data(), N, D, T(eps));
-  y.record("layer_norm", {x, gamma, beta}, [x, gamma, beta, mean, rstd, N, D](const Buffer<T>& dy) {
-    if (x.needs_gradient())
-      kernel::layer_norm_backward_x(x.sink(), dy.data(), x.data(), gamma.data(), mean.data(),
-                                    rstd.data(), N, D);
-    if (gamma.needs_gradient())
-      kernel::layer_norm_backward_gamma(gamma.sink(), dy.data(), x.data(), mean.data(),
-                                        rstd.data(), N, D);
-    if (beta.needs_gradient()) kernel::add_rows(beta.sink(), dy.data(), N, D);
-  });
-  y.set_restore([x, gamma, beta, mean, rstd, N, D, eps] {
-    const Buffer<T> value(N * D);
-    kernel::layer_norm_forward(value.data(), mean.data(), rstd.data(),  //
-                               x.data(), gamma.data(), beta.data(), N, D, T(eps));
-    return value;
-  });
-  return y;
+  return detail::normalized("layer_norm", x, gamma, beta, eps);
+}
+
+/// RMSNorm: gives every row a mean square of 1, then scales; no mean goes, no shift comes.
+///
+///   y[n, d] = h[n, d] * gamma[d],   h[n, d] = x[n, d] * rstd[n]
+///   rstd[n] = 1 / sqrt(mean over d of  x[n, d]^2  + eps)
+///
+///   Shapes    x (..., D), gamma (D)  ->  y (..., D)
+///   Backward  dx = rstd * (dh - h * mean(dh * h)),  dh = dy * gamma    [d rms_norm]
+///             dgamma[d] = sum over n of  dy[n, d] * h[n, d]
+///   Errors    ShapeError if gamma is not as wide as x
+///   Source    Zhang, Sennrich, Root Mean Square Layer Normalization, arXiv 1910.07467
+///   Differs   the paper has no eps; T5 and Switch 1e-6, Mixtral 1e-5
+template <class T>
+Tensor<T> rms_norm(const Tensor<T>& x, const Tensor<T>& gamma, double eps = 1e-6) {
+  require<ShapeError>(x.shape().rank() >= 1, "rms_norm: x must be (..., D); got ", x.shape());
+  require<ShapeError>(gamma.shape() == Shape{x.shape().last()}, "rms_norm: gamma must be (D) = ",
+                      Shape{x.shape().last()}, "; got ", gamma.shape());
+  return detail::normalized("rms_norm", x, gamma, Tensor<T>(), eps);
 }
 
 /// Gaussian error linear unit.
@@ -3450,16 +3489,19 @@ struct Linear {
   Tensor<T> operator()(const Tensor<T>& x) const { return linear(x, weight, bias); }
 };
 
-/// Layer normalisation with gamma = 1 (stored as weight) and beta = 0 (stored as bias).
+/// Layer normalisation with gamma = 1 (stored as weight) and beta = 0 (stored as bias); as RMSNorm
+/// it has no beta.
 template <class T>
 struct LayerNorm {
   Tensor<T> weight, bias;
   LayerNorm() = default;
-  LayerNorm(ParameterSet<T>& parameters, const std::string& name, Index width)
-      : weight(parameters.constant(name + ".weight", {width}, T(1))),
-        bias(parameters.constant(name + ".bias", {width}, T(0))) {}
+  LayerNorm(ParameterSet<T>& parameters, const std::string& name, Index width,
+            Norm kind = Norm::layer_norm)
+      : weight(parameters.constant(name + ".weight", {width}, T(1))) {
+    if (kind == Norm::layer_norm) bias = parameters.constant(name + ".bias", {width}, T(0));
+  }
   Tensor<T> operator()(const Tensor<T>& x, double eps) const {
-    return layer_norm(x, weight, bias, eps);
+    return bias ? layer_norm(x, weight, bias, eps) : rms_norm(x, weight, eps);
   }
 };
 
@@ -4488,6 +4530,7 @@ struct EncoderConfig {
   bool is_pre_norm = true;     // false: x = LN(x + f(x)), without a final LayerNorm
   bool has_final_norm = true;  // of a pre-norm encoder
   bool routes_padding = true;  // false: padding takes no slot and counts in no mean of the routers
+  Norm norm = Norm::layer_norm;  // rms_norm: no mean and no beta, as in T5, Switch and Mixtral
   double layer_norm_eps = 1e-6;
   Gelu gelu = Gelu::tanh;
   bool gelu_at_output = false;  // true: also after the second product of an FFN or expert
@@ -4639,11 +4682,11 @@ class Encoder {
                               config.experts, D, config.expert_hidden);
     }
     for (Index i = 0; i < (config.share_layer_norm ? 1 : L); ++i) {
-      norm1_.emplace_back(parameters, name(config.share_layer_norm, i, "norm1"), D);
-      norm2_.emplace_back(parameters, name(config.share_layer_norm, i, "norm2"), D);
+      norm1_.emplace_back(parameters, name(config.share_layer_norm, i, "norm1"), D, config.norm);
+      norm2_.emplace_back(parameters, name(config.share_layer_norm, i, "norm2"), D, config.norm);
     }
     if (config.is_pre_norm && config.has_final_norm)
-      final_norm_ = LayerNorm<T>(parameters, "norm", D);
+      final_norm_ = LayerNorm<T>(parameters, "norm", D, config.norm);
   }
 
   /// x (B, T, D) -> tokens (B, T, D). `training` is null in evaluation.
@@ -5237,13 +5280,13 @@ class LanguageModel {
         positions_(parameters_.normal("embeddings.position.weight", {c.max_tokens, c.embedding},
                                       0.02)),
         types_(parameters_.normal("embeddings.type.weight", {c.types, c.embedding}, 0.02)),
-        embedding_norm_(parameters_, "embeddings.norm", c.embedding),
+        embedding_norm_(parameters_, "embeddings.norm", c.embedding, c.encoder.norm),
         projection_(parameters_, "embeddings.projection", c.embedding, c.encoder.width),
         encoder_(c.encoder, parameters_),
         pooler_(parameters_, "pooler", c.encoder.width, c.encoder.width),
         num_body_parameters_(parameters_.count()),
         mlm_transform_(parameters_, "mlm.transform", c.encoder.width, c.embedding),
-        mlm_norm_(parameters_, "mlm.norm", c.embedding),
+        mlm_norm_(parameters_, "mlm.norm", c.embedding, c.encoder.norm),
         mlm_bias_(parameters_.constant("mlm.bias", {c.vocabulary}, T(0))),
         order_(parameters_, "order", c.encoder.width, 2),
         classifier_(parameters_, "classifier", c.encoder.width, c.classes),
@@ -6294,6 +6337,7 @@ void visit_encoder(Config& c, Visitor& visit) {
   visit("share_experts", c.share_experts), visit("share_layer_norm", c.share_layer_norm);
   visit("is_pre_norm", c.is_pre_norm), visit("has_final_norm", c.has_final_norm);
   visit("routes_padding", c.routes_padding);
+  visit("norm", c.norm, {"layer_norm", "rms_norm"});
   visit("layer_norm_eps", c.layer_norm_eps), visit("dropout", c.dropout);
   visit("gelu", c.gelu, {"tanh", "erf"});
   visit("gelu_at_output", c.gelu_at_output);

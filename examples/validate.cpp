@@ -21,13 +21,13 @@ const char* const usage =
     R"(validate conventions [PRESET]      the formulas of all presets, or of one
 validate run CASE OUT [PRESET]     run a case, under another preset if given; write every result
 validate compare CASE DUMP [--json]  where does a dump of the same case first depart?
-validate explain RUN [NEXT] [--json]  which conventions reproduce a run of the layer? NEXT: writes
-                                   an input there that tells the rest of them apart
+validate explain RUN... [--next FILE] [--json]  which conventions reproduce a run of the layer, or
+                                   several? --next: writes an input that tells the rest of them
+                                   apart; run it in your code, and explain both runs
 
 CASE is a file of data/golden, or one of yours with the same names: inputs as in.NAME. DUMP holds
-results as out.NAME; tests/reference/dump_torch.py writes one from PyTorch or numpy. RUN holds both:
-x, the weights, noise if there was any, y, the balance loss if there is one, and whatever else is
-known; as metadata top_k, capacity_factor (such as 6/5) and batch, or they are searched, too.
+results as out.NAME. RUN holds both. tests/reference/dump_torch.py writes them from PyTorch or
+numpy, and its first lines list what a RUN needs and what helps.
 
 A result is in tolerance if no element is off by more than
   float64   1e-12 of the largest value, at least 4 units in its last place
@@ -109,7 +109,7 @@ int compare(const std::string& path, const std::string& dump, bool json) {
 
 /// What the members of a set have in common and what they leave open.
 struct Findings {
-  std::vector<std::pair<std::string, std::string>> determined;
+  std::vector<std::pair<std::string, std::string>> given, determined;
   std::vector<std::pair<std::string, std::vector<std::string>>> open;
   std::vector<std::string> free, presets;
 };
@@ -119,9 +119,11 @@ Findings findings_of(const support::Explanation& set) {
   const auto found = set.found();
   for (const auto& knob : set.searched) {
     const auto values = found.find(knob.first);
-    if (values == found.end() || knob.second.size() < 2) continue;
+    if (values == found.end()) continue;
     const std::vector<std::string> all(values->second.begin(), values->second.end());
-    if (all.size() == 1) findings.determined.emplace_back(knob.first, all[0]);
+    if (set.given.count(knob.first) == 1) findings.given.emplace_back(knob.first, all[0]);
+    else if (knob.second.size() < 2) continue;
+    else if (all.size() == 1) findings.determined.emplace_back(knob.first, all[0]);
     else if (values->second == knob.second) findings.free.push_back(knob.first);
     else findings.open.emplace_back(knob.first, all);
   }
@@ -139,48 +141,81 @@ std::string joined(const std::vector<std::string>& words, const char* separator)
   return all;
 }
 
-int explain(const std::string& path, const std::string& next_path, bool json) {
-  const wn::SafeTensors file = wn::read_safetensors(path);
-  const support::LayerRun run = support::read_layer_run(file, file);
-  const support::Explanation set = support::explain(run);
+/// The lines or the JSON members of knobs with one value each.
+std::string listed(const std::vector<std::pair<std::string, std::string>>& knobs, bool json) {
+  std::vector<std::string> all;
+  for (const auto& knob : knobs)
+    all.push_back(json ? wn::Json::quote(knob.first) + ":" + wn::Json::quote(knob.second)
+                       : "  " + knob.first + " = " + knob.second + "\n");
+  return joined(all, json ? "," : "");
+}
+
+int explain(std::vector<std::string> words, bool json) {
+  std::string next_path;
+  const auto flag = std::find(words.begin(), words.end(), "--next");
+  if (flag != words.end()) {
+    wn::require<wn::ConfigError>(words.end() - flag == 2,
+                                 "validate: one file must follow --next, and nothing else; got ",
+                                 words.end() - flag - 1);
+    next_path = words.back();
+    words.erase(flag, words.end());
+  }
+  wn::require<wn::ConfigError>(!words.empty(),
+                               "validate: there must be a run to explain; got none");
+  support::LayerRun run;
+  support::Explanation set;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const wn::SafeTensors file = wn::read_safetensors(words[i]);
+    run = support::read_layer_run(file, file);
+    set = i == 0 ? support::explain(run) : support::both_of(set, support::explain(run));
+  }
   const Findings findings = findings_of(set);
   const support::TellingInput next =
       set.size() > 1 ? support::telling_input(run, set) : support::TellingInput();
   const bool writes = !next_path.empty() && next.classes > 1;
   if (writes) wn::write_safetensors(next_path, support::case_of(next.run, set.at(0)));
 
-  const auto quoted = [](const std::vector<std::string>& words) {
+  const auto quoted = [](const std::vector<std::string>& texts) {
     std::vector<std::string> all;
-    for (const std::string& word : words) all.push_back(wn::Json::quote(word));
+    for (const std::string& text : texts) all.push_back(wn::Json::quote(text));
     return "[" + joined(all, ",") + "]";
   };
-  std::vector<std::string> determined, open;
-  for (const auto& knob : findings.determined)
-    determined.push_back(json ? wn::Json::quote(knob.first) + ":" + wn::Json::quote(knob.second)
-                              : "  " + knob.first + " = " + knob.second + "\n");
+  std::vector<std::string> open;
   for (const auto& knob : findings.open)
     open.push_back(json ? wn::Json::quote(knob.first) + ":" + quoted(knob.second)
                         : "  " + knob.first + ": " + joined(knob.second, ", ") + "\n");
   if (json) {
-    std::printf("{\"combinations\":%zu,\"determined\":{%s},\"open\":{%s},\"free\":%s,"
-                "\"presets\":%s,\"next\":%s,\"compared\":%zu,\"told_apart\":%zu}\n",
-                set.size(), joined(determined, ",").c_str(), joined(open, ",").c_str(),
+    std::printf("{\"combinations\":%zu,\"given\":{%s},\"determined\":{%s},\"open\":{%s},"
+                "\"free\":%s,\"presets\":%s,\"next\":%s,\"compared\":%zu,\"told_apart\":%zu,"
+                "\"decides\":%s,\"leaves\":%s}\n",
+                set.size(), listed(findings.given, json).c_str(),
+                listed(findings.determined, json).c_str(), joined(open, ",").c_str(),
                 quoted(findings.free).c_str(), quoted(findings.presets).c_str(),
-                writes ? wn::Json::quote(next_path).c_str() : "null", next.compared, next.classes);
+                writes ? wn::Json::quote(next_path).c_str() : "null", next.compared, next.classes,
+                quoted(next.decides).c_str(), quoted(next.leaves).c_str());
     return set.size() > 0 ? 0 : 1;
   }
-  std::printf("%zu combinations of conventions reproduce the run\n", set.size());
-  if (set.size() == 0) return 1;
-  std::printf("determined:\n%s", joined(determined, "").c_str());
+  std::printf("%zu combinations of conventions reproduce the run%s\n", set.size(),
+              words.size() > 1 ? "s" : "");
+  if (set.size() == 0) {
+    std::puts("nothing that is searched gives these results: is an input missing, such as noise, "
+              "is a weight transposed, or is there something else in the layer?");
+    return 1;
+  }
+  if (!findings.given.empty()) std::printf("given:\n%s", listed(findings.given, json).c_str());
+  std::printf("determined:\n%s", listed(findings.determined, json).c_str());
   if (!open.empty()) std::printf("one of these (not all of which go together):\n%s",
                                  joined(open, "").c_str());
   if (!findings.free.empty()) std::printf("free: %s\n", joined(findings.free, ", ").c_str());
   std::printf("presets among them: %s\n",
               findings.presets.empty() ? "none" : joined(findings.presets, ", ").c_str());
   if (next.classes > 1)
-    std::printf("an input of %zu tokens in %zu sequences tells %zu of %zu of them apart%s\n",
-                next.run.N, next.run.B, next.classes, next.compared,
-                writes ? (": " + next_path).c_str() : "; name a file to have it");
+    std::printf("an input of %zu tokens in %zu sequences parts %zu of them into %zu classes%s\n"
+                "  it decides: %s\n  it leaves open in part: %s\n",
+                next.run.N, next.run.B * next.run.L, next.compared, next.classes,
+                writes ? (": " + next_path).c_str() : "; --next FILE writes it",
+                next.decides.empty() ? "nothing" : joined(next.decides, ", ").c_str(),
+                next.leaves.empty() ? "nothing" : joined(next.leaves, ", ").c_str());
   else if (set.size() > 1)
     std::printf("no input was found that tells them apart (%zu tried)\n", next.tried);
   return 0;
@@ -213,7 +248,12 @@ int main(int argc, char** argv) {
       {"conventions", 0, 1, [](const Words& w, bool) { return conventions(w[1]); }},
       {"run", 2, 3, [](const Words& w, bool) { return run(w[1], w[2], w[3]); }},
       {"compare", 2, 2, [](const Words& w, bool as_json) { return compare(w[1], w[2], as_json); }},
-      {"explain", 1, 2, [](const Words& w, bool as_json) { return explain(w[1], w[2], as_json); }}};
+      {"explain", 1, 99, [](const Words& w, bool as_json) {
+         Words given_words(w.begin() + 1, w.end());
+         given_words.resize(std::size_t(std::find(given_words.begin(), given_words.end(), "") -
+                                        given_words.begin()));
+         return explain(given_words, as_json);
+       }}};
   try {
     for (const Command& c : commands)
       if (command == c.name && c.least + 1 <= num_words && num_words <= c.most + 1)

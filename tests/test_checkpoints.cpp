@@ -1041,6 +1041,7 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
       [](VisionConfig& c) { c.encoder.is_pre_norm = false; },
       [](VisionConfig& c) { c.encoder.has_final_norm = false; },
       [](VisionConfig& c) { c.encoder.routes_padding = false; },
+      [](VisionConfig& c) { c.encoder.norm = Norm::rms_norm; },
       [](VisionConfig& c) { c.encoder.layer_norm_eps = 0.1 + 0.2; },
       [](VisionConfig& c) { c.encoder.dropout = 1.0 / 3; },
       [](VisionConfig& c) { c.encoder.gelu = Gelu::erf; },
@@ -1126,6 +1127,7 @@ TEST_CASE("config: every field and every name of a value goes to JSON and back")
     CHECK(seen.insert(text).second);  // nobody is written as another is
     const VisionConfig back = vision_config_from_json(text, "text");
     CHECK(to_json(back) == text);
+    CHECK(back.encoder.norm == c.encoder.norm);
     CHECK(back.encoder.layer_norm_eps == c.encoder.layer_norm_eps);
     CHECK(back.encoder.dropout == c.encoder.dropout);
     CHECK(back.encoder.gelu == c.encoder.gelu);
@@ -1146,7 +1148,7 @@ TEST_CASE("config: the text of the toy is pinned, and errors name what is wrong"
         "\"capacity_denominator\":5,\"capacity_evaluation_numerator\":0,"
         "\"capacity_evaluation_denominator\":1,\"share_attention\":true,\"share_router\":true,"
         "\"share_experts\":true,\"share_layer_norm\":false,\"is_pre_norm\":true,"
-        "\"has_final_norm\":true,\"routes_padding\":true,"
+        "\"has_final_norm\":true,\"routes_padding\":true,\"norm\":\"layer_norm\","
         "\"layer_norm_eps\":9.9999999999999995e-07,\"dropout\":0,"
         "\"gelu\":\"tanh\",\"gelu_at_output\":false,\"router_bias\":false,"
         "\"router_noise\":\"one_over_experts\",\"noise_scale\":1,"

@@ -70,7 +70,10 @@ EncoderOutput<T> by_hand(const EncoderConfig& c, Tensor<T> x, const Training* tr
     return linear(h, at(i, name + ".weight"), at(i, name + ".bias"));
   };
   const auto norm = [&](Index i, const std::string& name, const Tensor<T>& h) {
-    return layer_norm(h, at(i, name + ".weight"), at(i, name + ".bias"), T(c.layer_norm_eps));
+    const Tensor<T> gamma = at(i, name + ".weight");
+    return c.norm == Norm::rms_norm
+               ? rms_norm(h, gamma, T(c.layer_norm_eps))
+               : layer_norm(h, gamma, at(i, name + ".bias"), T(c.layer_norm_eps));
   };
   const auto drop = [&](Purpose purpose, Index i, const Tensor<T>& h) {
     return training ? dropout(h, c.dropout, training->stream(purpose, i)) : h;
@@ -166,7 +169,7 @@ std::vector<T> value_and_gradients(const Model<T>& model, const Tensor<T>& x,
 
 // All of the encoders of the paper, in miniature.
 std::vector<EncoderConfig> family() {
-  std::vector<EncoderConfig> configs(12, small());
+  std::vector<EncoderConfig> configs(14, small());
   configs[1].share_attention = configs[1].share_router = configs[1].share_experts = false;
   configs[2].experts = 0;                                      // dense, shared
   configs[3].experts = 0, configs[3].share_experts = false;    // ViT
@@ -183,6 +186,8 @@ std::vector<EncoderConfig> family() {
   configs[10].conventions.balance = BalanceRule::switch_top1;
   configs[10].conventions.capacity_rounding = Rounding::ceil;
   configs[11].conventions.unusable_slots = 1, configs[11].layer_norm_eps = 1e-3;
+  configs[12].norm = Norm::rms_norm;
+  configs[13].norm = Norm::rms_norm, configs[13].is_pre_norm = false;
   return configs;
 }
 
@@ -297,6 +302,7 @@ TEST_CASE("encoder: every switch changes the number of parameters by what it say
   CHECK(with([](auto& c) { c.share_experts = false; }) == (L - 1) * experts);
   CHECK(with([](auto& c) { c.share_layer_norm = true; }) == -2 * (L - 1) * norm);
   CHECK(with([](auto& c) { c.has_final_norm = false; }) == -norm);
+  CHECK(with([](auto& c) { c.norm = Norm::rms_norm; }) == -(2 * L + 1) * norm / 2);
   CHECK(with([](auto& c) { c.is_pre_norm = false; }) == -norm);
   CHECK(with([](auto& c) { c.experts = 0; }) == dense - router - experts);
   CHECK(with([](auto& c) { c.experts = 4; }) == D + experts / E);

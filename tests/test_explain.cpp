@@ -77,7 +77,7 @@ LayerRun random_run(Dice& dice, const Combination& c, std::size_t B, std::size_t
 /// The outputs of the header, y and the balance loss, as results of the run.
 void run_by_header(LayerRun& run, const Combination& c) {
   LayerRun added = run;  // the header knows noise only as it is added
-  added.noise = support::noise_of(run, c.rules.noise), added.draws.clear();
+  added.noise = support::noise_of(run, c.rules), added.draws.clear();
   const SafeTensors file = support::case_of(added, c);
   support::GoldenCase golden;
   golden.op = "mixture";
@@ -150,8 +150,8 @@ TEST_CASE("explain: what an implementation alone can do, and what is not known i
   const auto values = of_y.found();
   using Texts = std::set<std::string>;
   CHECK(values.at("gelu") == Texts{"quick"});
-  CHECK(values.at("norm") == Texts{"RMSNorm"});
-  CHECK(values.at("norm_eps") == Texts{"1e-05"});
+  CHECK(values.at("norm") == Texts{"rms_norm"});
+  CHECK(values.at("layer_norm_eps") == Texts{"1e-05"});
   CHECK(values.at("priority") == Texts{"random"});
   CHECK(values.at("balance") == of_y.searched.at("balance"));  // free
   run.results["balance_loss"] = {outputs.back()};

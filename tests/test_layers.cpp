@@ -138,6 +138,15 @@ TEST_CASE("layers: layer norm starts with gamma 1 and beta 0, and takes eps") {
   check::close(norm(tensor({1, 4}, {1, 3, 5, 7}), 4), {-1, -1.0 / 3, 1.0 / 3, 1});
 }
 
+TEST_CASE("layers: as RMSNorm a layer norm has no bias") {
+  ParameterSet<double> parameters(Rng(1));
+  const LayerNorm<double> norm(parameters, "n", 4, Norm::rms_norm);
+  CHECK(names(parameters) == std::vector<std::string>{"n.weight"});
+  CHECK(parameters.count() == 4);
+  norm.weight.value().assign({1, 1, 2, 1});
+  check::close(norm(tensor({1, 4}, {1, 3, 5, 7}), 4), {0.2, 0.6, 2, 1.4});
+}
+
 // Weights that send query, key and value to known places: x = (q, k, v, -) of two tokens with one
 // head, where v reaches the result times 2, plus 1.
 TEST_CASE("layers: attention projects to queries, keys, values and back") {

@@ -130,6 +130,7 @@ const auto matmul_ = [](const auto& x) { return matmul(x[0], x[1]); };
 const auto linear_ = [](const auto& x) { return linear(x[0], x[1], x[2]); };
 const auto tied_decoder_ = [](const auto& x) { return tied_decoder(x[0], x[1], x[2]); };
 const auto layer_norm_ = [](const auto& x) { return layer_norm(x[0], x[1], x[2]); };
+const auto rms_norm_ = [](const auto& x) { return rms_norm(x[0], x[1]); };
 const auto gelu_tanh = [](const auto& x) { return gelu(x[0], Gelu::tanh); };
 const auto gelu_erf = [](const auto& x) { return gelu(x[0], Gelu::erf); };
 const auto relu_ = [](const auto& x) { return relu(x[0]); };
@@ -256,6 +257,31 @@ TEST_CASE("layer_norm: rows that are constant give beta, far ones lose few digit
   const auto far = layer_norm(tensor({1, 3}, {1e6, 1e6 + 1, 1e6 + 2}), one, beta).to_vector();
   const auto near = layer_norm(tensor({1, 3}, {0, 1, 2}), one, beta).to_vector();
   for (std::size_t d = 0; d < 3; ++d) CHECK(std::fabs(far[d] - near[d]) < 1e-9);
+}
+
+TEST_CASE("rms_norm: known values, gradients, bits, errors") {
+  const auto x = tensor({1, 4}, {1, 3, 5, 7}), one = tensor({4}, {1, 1, 1, 1});
+  // The mean square is 21, so rstd is 1/5 for eps = 4.
+  check::close(rms_norm(x, one, 4), {0.2, 0.6, 1, 1.4});
+  check::close(rms_norm(x, tensor({4}, {10, 5, -1, 0}), 4), {2, 3, -1, 0});
+  const double rstd = 1 / std::sqrt(21 + 1e-6);  // the default eps
+  check::close(rms_norm(x, one), {rstd, 3 * rstd, 5 * rstd, 7 * rstd});
+  check::close(rms_norm(tensor({1, 3}, {0, 0, 0}), tensor({3}, {1, 1, 1})), {0, 0, 0});
+  // Where the mean of a row is 0, it is LayerNorm without beta.
+  const auto centred = tensor({2, 3}, {-1, 0, 1, 2, -3, 1}), gamma = tensor({3}, {2, 3, 4});
+  check::close(rms_norm(centred, gamma), layer_norm(centred, gamma, tensor({3}, {0, 0, 0}))
+                                             .to_vector());
+
+  check_op({{3, 37}, {37}}, rms_norm_);
+  check_op({{2, 3, 5}, {5}}, rms_norm_);
+  check_op({{67, 3}, {3}}, rms_norm_);  // two chunks of rows
+  check_threads({{131, 67}, {67}}, rms_norm_);
+  check_batch({{31, 67}, {67}}, rms_norm_);
+
+  CHECK_THROWS_WITH_AS(rms_norm(tensor({}, {1}), one),
+                       "widenet: rms_norm: x must be (..., D); got ()", ShapeError);
+  CHECK_THROWS_WITH_AS(rms_norm(x, tensor({3}, {1, 1, 1})),
+                       "widenet: rms_norm: gamma must be (D) = (4); got (3)", ShapeError);
 }
 
 TEST_CASE("gelu: known values, gradients, bits") {

@@ -446,7 +446,7 @@ inline Changes fewest_changes(const Explanation& set, const Json& settings) {
       Changes changes;
       c.visit_knobs([&](const char* knob, const std::string& value) {
         const auto now = own.find(knob);
-        if (now == own.end() || !is_relevant(c, knob)) return;
+        if (now == own.end() || !set.is_relevant(c, knob)) return;
         const bool is_number = now->second.find_first_of("tf\"") != 0;
         const std::string literal = is_number || value == "true" || value == "false"
                                         ? literal_of(Json::parse(value, knob))

@@ -79,7 +79,8 @@ inline std::string describe(const Conventions& c) {
 }
 
 /// Takes over a preset of Conventions together with what the configuration of an encoder holds of
-/// it: sharing, K, capacity factors, GELU and LayerNorm. RMSNorm, ReLU and SwiGLU are not offered.
+/// it: sharing, K, capacity factors, GELU, the kind of norm and its eps. ReLU and SwiGLU are not
+/// offered.
 ///
 ///   Errors    ConfigError if there is no such preset
 inline void follow(EncoderConfig& config, const std::string& preset) {
@@ -100,7 +101,8 @@ inline void follow(EncoderConfig& config, const std::string& preset) {
   config.top_k = is_any({"hf_switch"}) ? 1 : 2;
   config.gelu = is_any({"colossal"}) ? Gelu::erf : Gelu::tanh;
   config.gelu_at_output = is_any({"author_tf"});
-  config.layer_norm_eps = 1e-6;
+  config.norm = is_any({"mixtral", "hf_switch"}) ? Norm::rms_norm : Norm::layer_norm;
+  config.layer_norm_eps = is_any({"mixtral"}) ? 1e-5 : 1e-6;
 }
 
 }  // namespace widenet::support

@@ -39,21 +39,25 @@ inline Numbers numbers_of(const SafeTensors& file, const std::string& name) {
 
 // What is explained ===============================================================================
 
-/// One run of the layer: what went in, and the results that are known. Arrays that are not there
-/// are empty.
+/// One run of the layer, or of the layers of several blocks with one balance loss: what went in,
+/// and the results that are known. Arrays that are not there are empty.
 struct LayerRun {
   std::size_t N = 0, D = 0, E = 0, F = 0;
-  std::size_t B = 1;             // sequences, of N / B tokens each
+  std::size_t L = 1;             // blocks; the N tokens are those of all, block after block
+  std::size_t B = 1;             // sequences of a block, of N / (L B) tokens each
   Index K = 0;                   // 0: not known
   Rational factor{0, 1};         // of capacity; 0: not known
-  double noise_scale = 1;
+  double noise_scale = 0;        // 0: not known
+  double threshold = -1;         // second_choice_threshold; -1: not known
   bool is_float = false;         // the results are float32
-  Numbers x, w, b, w1, b1, w2, b2, gamma, beta;
+  Numbers x, w, b, w1, b1, w2, b2, gamma, beta;  // weights of each block, also if they are shared
   Numbers noise;                 // (N, E), as it was added to the logits
   Numbers draws;                 // (N, E), as it was drawn: a law makes noise of it
   Numbers jitter;                // (N, D), factors of x
+  Numbers coins;                 // (N, K): choice k > 0 asks for a slot if coin * threshold < gate
   Integers order;                // (N K): in which order a random priority served the choices
   std::map<std::string, Numbers> results;
+  std::size_t block_tokens() const { return N / L; }
 };
 
 /// The number in a text such as 6/5, 2 or 1.25.
@@ -79,10 +83,33 @@ inline Rational rational_of(const std::string& text) {
   return r;
 }
 
-/// Reads inputs in.NAME of one file and results out.NAME (or NAME) of another, which may be the
-/// same. What is known besides is in the metadata: `case`, as in the golden data, or top_k,
-/// capacity_factor, batch and noise_scale, each as text.
+/// A weight of every block, (L, ...): as the file has it or, of the given shape, the same for all.
 ///
+///   Errors    IoError if it has another shape
+inline Numbers weight_of(const SafeTensors& file, const std::string& name, const Shape& shape,
+                         Index L) {
+  if (file.tensors.count("in." + name) == 0) return {};
+  std::vector<Index> extents = shape.extents();
+  extents.insert(extents.begin(), L);
+  const Shape found = file.at("in." + name).shape, of_blocks(extents);
+  const bool is_swapped = shape.rank() > 1 && found.rank() == shape.rank() &&
+                          found.num_values() == shape.num_values();
+  require<IoError>(found == shape || found == of_blocks, "explain: ", name, " must be ", shape,
+                   " or, for each block its own, ", of_blocks, "; got ", found,
+                   is_swapped ? "; hint: weights are (in, out), a Linear of PyTorch is (out, in)"
+                              : "");
+  const Numbers values = numbers_of(file, "in." + name);
+  Numbers all = values;
+  for (Index l = 1; l < L && found == shape; ++l)
+    all.insert(all.end(), values.begin(), values.end());
+  return all;
+}
+
+/// Reads inputs in.NAME of one file and results out.NAME (or NAME) of another, which may be the
+/// same. What is known besides is in the metadata: top_k, capacity_factor, batch, noise_scale and
+/// second_choice_threshold, each as text, or `case`, as in the golden data.
+///
+///   Shapes    x (N, D) or (B, T, D); of several blocks (L, B, T, D)
 ///   Errors    IoError if an input that every run has is missing, if sizes disagree, or if neither
 ///             y nor balance_loss is known
 inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& results) {
@@ -96,33 +123,42 @@ inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& resul
     require<IoError>(file.tensors.count("in." + name) == 1, "explain: a dump must hold in.", name,
                      "; got none");
   const Shape x = file.at("in.x").shape, w1 = file.at("in." + experts + "fc1.weight").shape;
-  require<IoError>(x.rank() >= 2 && w1.rank() == 3 && w1[1] == x.last() && x.num_values() > 0,
-                   "explain: x must be (N, D) or (B, T, D), and fc1.weight (E, D, F); got ", x,
-                   ", ", w1);
-  run.D = static_cast<std::size_t>(x.last()), run.N = static_cast<std::size_t>(x.num_rows());
-  run.E = static_cast<std::size_t>(w1[0]), run.F = static_cast<std::size_t>(w1[2]);
-  if (x.rank() == 3) run.B = static_cast<std::size_t>(x[0]);
+  require<IoError>(x.rank() >= 2 && x.rank() <= 4 && w1.rank() >= 3 && x.num_values() > 0 &&
+                       w1[w1.rank() - 2] == x.last(),
+                   "explain: x must be (N, D), (B, T, D) or (L, B, T, D), and fc1.weight (E, D, F) "
+                   "or (L, E, D, F); got ", x, ", ", w1);
+  const Index D = x.last(), E = w1[w1.rank() - 3], F = w1.last(), L = x.rank() == 4 ? x[0] : 1;
+  run.D = static_cast<std::size_t>(D), run.N = static_cast<std::size_t>(x.num_rows());
+  run.E = static_cast<std::size_t>(E), run.F = static_cast<std::size_t>(F);
+  run.L = static_cast<std::size_t>(L);
+  if (x.rank() >= 3) run.B = static_cast<std::size_t>(x[x.rank() - 3]);
   run.x = input("x");
-  run.w = input("shared.moe.router.weight"), run.b = input("shared.moe.router.bias");
-  run.w1 = input(experts + "fc1.weight"), run.b1 = input(experts + "fc1.bias");
-  run.w2 = input(experts + "fc2.weight"), run.b2 = input(experts + "fc2.bias");
-  run.gamma = input("blocks.0.norm2.weight"), run.beta = input("blocks.0.norm2.bias");
+  run.w = weight_of(file, "shared.moe.router.weight", {D, E}, L);
+  run.b = weight_of(file, "shared.moe.router.bias", {E}, L);
+  run.w1 = weight_of(file, experts + "fc1.weight", {E, D, F}, L);
+  run.b1 = weight_of(file, experts + "fc1.bias", {E, F}, L);
+  run.w2 = weight_of(file, experts + "fc2.weight", {E, F, D}, L);
+  run.b2 = weight_of(file, experts + "fc2.bias", {E, D}, L);
+  for (Index l = 0; l < L; ++l)
+    for (const auto& part : {std::make_pair(".norm2.weight", &run.gamma),
+                             std::make_pair(".norm2.bias", &run.beta)}) {
+      const Numbers values = input("blocks." + std::to_string(l) + part.first);
+      part.second->insert(part.second->end(), values.begin(), values.end());
+    }
   run.noise = input("noise"), run.draws = input("draws"), run.jitter = input("jitter");
+  run.coins = input("coins");
   const Numbers order = input("order");
   run.order = Integers(order.begin(), order.end());
-  if (run.b1.empty()) run.b1.assign(run.E * run.F, 0);
-  if (run.b2.empty()) run.b2.assign(run.E * run.D, 0);
+  for (std::size_t i = 0; i < order.size(); ++i)  // numbers within a block
+    run.order[i] += static_cast<std::int32_t>(i * run.L / order.size() * (order.size() / run.L));
+  if (run.b1.empty()) run.b1.assign(run.L * run.E * run.F, 0);
+  if (run.b2.empty()) run.b2.assign(run.L * run.E * run.D, 0);
   const auto require_size = [](const char* name, const Numbers& values, std::size_t size) {
     require<IoError>(values.empty() || values.size() == size, "explain: ", name, " must have ",
                      size, " values; got ", values.size());
   };
-  require_size("shared.moe.router.weight", run.w, run.D * run.E);
-  require_size("shared.moe.router.bias", run.b, run.E);
-  require_size("fc1.bias", run.b1, run.E * run.F);
-  require_size("fc2.weight", run.w2, run.E * run.F * run.D);
-  require_size("fc2.bias", run.b2, run.E * run.D);
-  require_size("blocks.0.norm2.weight", run.gamma, run.D);
-  require_size("blocks.0.norm2.bias", run.beta, run.D);
+  require_size("norm2.weight of all blocks", run.gamma, run.L * run.D);
+  require_size("norm2.bias of all blocks", run.beta, run.L * run.D);
   require_size("noise", run.noise, run.N * run.E);
   require_size("draws", run.draws, run.N * run.E);
   require_size("jitter", run.jitter, run.N * run.D);
@@ -131,16 +167,17 @@ inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& resul
     const auto found = file.metadata.find(name);
     return found == file.metadata.end() ? std::string() : found->second;
   };
-  if (about("case").empty()) {
-    const auto whole = [&](const char* name, Index otherwise) {
-      return about(name).empty() ? otherwise : rational_of(about(name)).numerator;
+  if (about("case").empty() || !about("batch").empty()) {
+    const auto number = [&](const char* name, double otherwise) {
+      if (about(name).empty()) return otherwise;
+      const Rational r = rational_of(about(name));
+      return double(r.numerator) / double(r.denominator);
     };
-    run.K = whole("top_k", 0), run.B = static_cast<std::size_t>(whole("batch", Index(run.B)));
+    run.K = static_cast<Index>(number("top_k", 0));
+    run.B = static_cast<std::size_t>(number("batch", double(run.B)));
     if (!about("capacity_factor").empty()) run.factor = rational_of(about("capacity_factor"));
-    if (!about("noise_scale").empty()) {
-      const Rational scale = rational_of(about("noise_scale"));
-      run.noise_scale = double(scale.numerator) / double(scale.denominator);
-    }
+    run.noise_scale = number("noise_scale", run.noise_scale);
+    run.threshold = number("second_choice_threshold", run.threshold);
   } else {
     const Json known = Json::parse(about("case"), "case").at("settings");
     run.K = known.at("top_k").integer();
@@ -148,10 +185,15 @@ inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& resul
                   known.at("capacity_denominator").integer()};
     if (known.find("batch")) run.B = static_cast<std::size_t>(known.at("batch").integer());
     if (known.find("noise_scale")) run.noise_scale = known.at("noise_scale").number();
+    if (known.find("second_choice_threshold"))
+      run.threshold = known.at("second_choice_threshold").number();
   }
-  require<IoError>(run.B > 0 && run.N % run.B == 0 && 0 <= run.K && run.K <= Index(run.E),
+  const std::size_t num_tokens = run.block_tokens();
+  require<IoError>(run.B > 0 && num_tokens % run.B == 0 && 0 <= run.K && run.K <= Index(run.E),
                    "explain: batch must divide the tokens and top_k lie in [1, E]; got ", run.B,
-                   " of ", run.N, ", ", run.K, " of ", run.E);
+                   " of ", num_tokens, ", ", run.K, " of ", run.E);
+  require<IoError>(run.coins.empty() || run.K > 0, "explain: coins (N, K) need top_k; got none");
+  require_size("coins", run.coins, run.N * static_cast<std::size_t>(run.K));
   for (const char* name : {"logits", "probabilities", "expert", "slot", "gate", "load", "kept", "y",
                            "balance_loss"}) {
     const std::string key = results.tensors.count(std::string("out.") + name)
@@ -210,7 +252,7 @@ struct Combination {
     texts("gelu", activation, {"tanh", "erf", "quick", "relu"});
     texts("gelu_at_output", activation_at_output);
     if (norm_eps == 0) return;
-    texts("norm", is_rms, {"LayerNorm", "RMSNorm"}), texts("norm_eps", norm_eps);
+    texts("norm", is_rms, {"layer_norm", "rms_norm"}), texts("layer_norm_eps", norm_eps);
   }
 };
 
@@ -220,12 +262,13 @@ inline Numbers normed(const LayerRun& run, bool is_rms, double eps) {
   const double D = double(run.D);
   for (std::size_t n = 0; eps > 0 && n < run.N; ++n) {
     double* const row = y.data() + n * run.D;
+    const std::size_t l = n / run.block_tokens();
     double mean = 0, square = 0;
     for (std::size_t d = 0; !is_rms && d < run.D; ++d) mean += row[d] / D;
     for (std::size_t d = 0; d < run.D; ++d) square += (row[d] - mean) * (row[d] - mean) / D;
     for (std::size_t d = 0; d < run.D; ++d)
-      row[d] = (row[d] - mean) / std::sqrt(square + eps) * run.gamma[d] +
-               (is_rms || run.beta.empty() ? 0 : run.beta[d]);
+      row[d] = (row[d] - mean) / std::sqrt(square + eps) * run.gamma[l * run.D + d] +
+               (is_rms || run.beta.empty() ? 0 : run.beta[l * run.D + d]);
   }
   return y;
 }
@@ -247,15 +290,13 @@ inline Numbers softmax_of(const Numbers& z, const Numbers& noise, std::size_t E)
   return p;
 }
 
-/// The noise that a law adds to the logits in this run.
-inline Numbers noise_of(const LayerRun& run, RouterNoise law) {
-  Conventions c;
-  c.noise = law, c.noise_scale = run.noise_scale;
-  if (law == RouterNoise::none || c.is_jittered()) return {};
+/// The noise that conventions add to the logits in this run.
+inline Numbers noise_of(const LayerRun& run, const Conventions& c) {
+  if (c.noise == RouterNoise::none || c.is_jittered()) return {};
   if (!run.noise.empty()) return run.noise;
   const double deviation = c.noise_deviation(Index(run.E));
   Numbers noise = run.draws;
-  for (double& value : noise) value *= deviation > 0 ? deviation : run.noise_scale;
+  for (double& value : noise) value *= deviation > 0 ? deviation : c.noise_scale;
   return noise;
 }
 
@@ -269,24 +310,29 @@ inline Numbers jittered(const LayerRun& run, const Conventions& rules, Numbers x
 inline Scores scores_of(const LayerRun& run, const Conventions& rules, const Numbers& seen) {
   Scores s;
   s.z.assign(run.N * run.E, 0);
-  for (std::size_t n = 0; n < run.N; ++n)
+  for (std::size_t n = 0; n < run.N; ++n) {
+    const std::size_t l = n / run.block_tokens();
+    const double* const w = run.w.data() + l * run.D * run.E;
     for (std::size_t e = 0; e < run.E; ++e) {
       double& z = s.z[n * run.E + e];
       for (std::size_t d = 0; d < run.D; ++d)
-        z = std::fma(seen[n * run.D + d], run.w[d * run.E + e], z);
-      if (rules.router_bias) z += run.b[e];
+        z = std::fma(seen[n * run.D + d], w[d * run.E + e], z);
+      if (rules.router_bias) z += run.b[l * run.E + e];
     }
-  s.noise = noise_of(run, rules.noise);
+  }
+  s.noise = noise_of(run, rules);
   s.clean = softmax_of(s.z, {}, run.E);
   s.p = s.noise.empty() ? s.clean : softmax_of(s.z, s.noise, run.E);
   return s;
 }
 
-/// The K best experts of every token, best first, of equal ones the lower first; and their gates.
+/// The K best experts of every token, best first, of equal ones the lower first; their gates; and
+/// which of them ask for a slot (empty: all).
 struct Choices {
   Index K = 0;
   Integers expert;
   Numbers gate;
+  std::vector<bool> asks = {};
 };
 
 inline Choices choices_of(const LayerRun& run, const Scores& s, const Combination& c) {
@@ -314,7 +360,7 @@ inline Choices choices_of(const LayerRun& run, const Scores& s, const Combinatio
 /// How many tokens share capacity.
 inline std::size_t group_of(const LayerRun& run, Index sequences) {
   const std::size_t s = std::min(run.B, static_cast<std::size_t>(sequences));
-  return s == 0 ? run.N : run.N / run.B * s;
+  return s == 0 ? run.block_tokens() : run.block_tokens() / run.B * s;
 }
 
 /// The choices, in the order in which they are served.
@@ -345,10 +391,13 @@ inline Integers slots_of(const LayerRun& run, const Choices& c, Priority priorit
     return i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i]);
   };
   for (const std::size_t i : queue_of(run, c, priority))
-    if (served[queue(i)] < usable) slot[i] = served[queue(i)]++;
-  for (std::size_t i = 0; i < slot.size(); ++i)  // behind those of the groups before
-    for (std::size_t g = 0; slot[i] >= 0 && g < i / (group * K); ++g)
+    if ((c.asks.empty() || c.asks[i]) && served[queue(i)] < usable) slot[i] = served[queue(i)]++;
+  const std::size_t groups = run.block_tokens() / group;
+  for (std::size_t i = 0; i < slot.size(); ++i) {  // behind those of the groups before in its block
+    const std::size_t own = i / (group * K);
+    for (std::size_t g = own / groups * groups; slot[i] >= 0 && g < own; ++g)
       slot[i] += served[g * run.E + static_cast<std::size_t>(c.expert[i])];
+  }
   return slot;
 }
 
@@ -368,6 +417,18 @@ inline Numbers gates_of(const Choices& c, const Integers& slot, GateRule rule, d
   return gate;
 }
 
+/// Which choices ask for a slot, by the coins of the run.
+inline std::vector<bool> asks_of(const LayerRun& run, const Choices& c, const Conventions& rules) {
+  if (run.coins.empty() || rules.second_choice_threshold <= 0) return {};
+  const bool is_renormalized = rules.gate == GateRule::renormalized;
+  const Numbers gate = is_renormalized ? gates_of(c, {}, rules.gate, rules.gate_eps) : c.gate;
+  std::vector<bool> asks;
+  for (std::size_t i = 0; i < gate.size(); ++i)
+    asks.push_back(i % static_cast<std::size_t>(c.K) == 0 ||
+                   run.coins[i] * rules.second_choice_threshold < gate[i]);
+  return asks;
+}
+
 inline double activated(Activation form, double x) {
   switch (form) {
     case Activation::tanh:
@@ -385,7 +446,7 @@ inline Numbers expert_results(const LayerRun& run, const Numbers& x, Activation 
   const std::size_t D = run.D, F = run.F;
   Numbers y(run.N * run.E * D), h(F);
   for (std::size_t i = 0; i < run.N * run.E; ++i) {
-    const std::size_t n = i / run.E, e = i % run.E;
+    const std::size_t n = i / run.E, e = n / run.block_tokens() * run.E + i % run.E;
     std::copy_n(run.b1.begin() + std::ptrdiff_t(e * F), F, h.begin());
     for (std::size_t d = 0; d < D; ++d)
       for (std::size_t f = 0; f < F; ++f) h[f] += x[n * D + d] * run.w1[(e * D + d) * F + f];
@@ -417,19 +478,18 @@ inline void combine_token(const LayerRun& run, const Choices& c, const Integers&
   }
 }
 
-/// The balance loss under a rule, the mean over groups of tokens.
+/// The balance loss of `group` tokens from each of `begins` on, taken together.
 inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
-                         const Integers& slot, const Conventions& rules) {
+                         const Integers& slot, const Conventions& rules, std::size_t group,
+                         const std::vector<std::size_t>& begins) {
   const std::size_t E = run.E, K = static_cast<std::size_t>(c.K);
-  const std::size_t group = group_of(run, rules.capacity_sequences);
   const BalanceRule rule = rules.balance;
   const Numbers& seen = rules.balance_sees_noise ? s.p : s.clean;
-  const double deviation = rules.noise_deviation(Index(E)), n = double(group);
+  const double deviation = rules.noise_deviation(Index(E)), n = double(group * begins.size());
   const bool is_after = rule == BalanceRule::after_drop || rule == BalanceRule::after_drop_both;
-  double loss = 0;
-  for (std::size_t begin = 0; begin < run.N; begin += group) {
-    Numbers count(E), sum(E);
-    double total = 0, squares = 0;
+  Numbers count(E), sum(E);
+  double total = 0, squares = 0;
+  for (const std::size_t begin : begins)
     for (std::size_t t = begin; t < begin + group; ++t) {
       const double* const z = s.z.data() + t * E;
       for (std::size_t i = t * K; i < (t + 1) * K; ++i) {
@@ -450,25 +510,40 @@ inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
       const double log_sum = largest + std::log(exponentials);
       squares += log_sum * log_sum;
     }
-    double mean = 0, variance = 0, dot = 0;
-    for (std::size_t e = 0; e < E; ++e) mean += sum[e] / double(E), dot += count[e] * sum[e];
-    for (std::size_t e = 0; e < E; ++e) variance += (sum[e] - mean) * (sum[e] - mean);
-    const double kept = std::fmax(1, total);
-    switch (rule) {
-      case BalanceRule::khot_over_k: loss += double(E) * dot / (n * double(K)) / n; break;
-      case BalanceRule::khot_sum:
-      case BalanceRule::switch_top1: loss += double(E) * dot / n / n; break;
-      case BalanceRule::after_drop: loss += double(E) * dot / kept / n; break;
-      case BalanceRule::after_drop_both: loss += double(E) * dot / kept / kept; break;
-      case BalanceRule::importance:
-      case BalanceRule::load: loss += variance / double(E) / (mean * mean); break;
-      case BalanceRule::importance_unbiased:
-        loss += variance / double(E > 1 ? E - 1 : 1) / (mean * mean);
-        break;
-      case BalanceRule::z_loss: loss += squares / n; break;
-    }
+  double mean = 0, variance = 0, dot = 0;
+  for (std::size_t e = 0; e < E; ++e) mean += sum[e] / double(E), dot += count[e] * sum[e];
+  for (std::size_t e = 0; e < E; ++e) variance += (sum[e] - mean) * (sum[e] - mean);
+  const double kept = std::fmax(1, total);
+  switch (rule) {
+    case BalanceRule::khot_over_k: return double(E) * dot / (n * double(K)) / n;
+    case BalanceRule::khot_sum:
+    case BalanceRule::switch_top1: return double(E) * dot / n / n;
+    case BalanceRule::after_drop: return double(E) * dot / kept / n;
+    case BalanceRule::after_drop_both: return double(E) * dot / kept / kept;
+    case BalanceRule::importance:
+    case BalanceRule::load: return variance / double(E) / (mean * mean);
+    case BalanceRule::importance_unbiased:
+      return variance / double(E > 1 ? E - 1 : 1) / (mean * mean);
+    case BalanceRule::z_loss: break;
   }
-  return loss / double(run.N / group);
+  return squares / n;
+}
+/// The balance loss of all blocks: in each the mean over groups of tokens.
+inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
+                         const Integers& slot, const Conventions& rules) {
+  const std::size_t group = group_of(run, rules.capacity_sequences), block = run.block_tokens();
+  double loss = 0;
+  for (std::size_t begin = 0; begin < block; begin += group) {
+    std::vector<std::size_t> begins;
+    for (std::size_t l = 0; l < run.L; ++l) begins.push_back(l * block + begin);
+    if (rules.reduction == Reduction::together)
+      loss += balance_of(run, s, c, slot, rules, group, begins);
+    else
+      for (const std::size_t each : begins)
+        loss += balance_of(run, s, c, slot, rules, group, {each});
+  }
+  const std::size_t parts = rules.reduction == Reduction::mean ? run.L : 1;
+  return loss / double(block / group * parts);
 }
 
 /// How many choices of each group an expert serves.
@@ -478,26 +553,45 @@ inline Index usable_of(const LayerRun& run, const Combination& c) {
   return std::min(std::max<Index>(0, capacity - c.rules.unusable_slots), group);
 }
 
-/// The outputs of a run under a combination: y (N, D) and then the balance loss.
-inline Numbers outputs_of(const LayerRun& run, const Combination& c) {
-  const Numbers x = normed(run, c.is_rms, c.norm_eps), router_sees = jittered(run, c.rules, x);
-  const Numbers& experts_see = c.rules.noise == RouterNoise::jitter_in_place ? router_sees : x;
-  const Scores s = scores_of(run, c.rules, router_sees);
-  const Choices choices = choices_of(run, s, c);
-  const Integers slot =
-      slots_of(run, choices, c.rules.priority, group_of(run, c.rules.capacity_sequences),
-               usable_of(run, c));
-  const Numbers gate = gates_of(choices, slot, c.rules.gate, c.rules.gate_eps);
-  const Numbers results = expert_results(run, experts_see, c.activation, c.activation_at_output);
-  Numbers outputs(run.N * run.D);
-  for (std::size_t n = 0; n < run.N; ++n)
-    combine_token(run, choices, slot, gate, results, experts_see, c.rules.dropped, n,
-                  outputs.data() + n * run.D);
-  outputs.push_back(balance_of(run, s, choices, slot, c.rules));
-  return outputs;
-}
+/// The outputs of one run under many combinations: y (N, D) and then the balance loss. What the
+/// experts make of the tokens, most of the work, is computed once for all that agree in it.
+class Outputs {
+ public:
+  explicit Outputs(const LayerRun& run) : run_(run) {}
+  Numbers operator()(const Combination& c) {
+    const Conventions& rules = c.rules;
+    const Numbers x = normed(run_, c.is_rms, c.norm_eps), router_sees = jittered(run_, rules, x);
+    const bool is_in_place = rules.noise == RouterNoise::jitter_in_place && !run_.jitter.empty();
+    const Numbers& experts_see = is_in_place ? router_sees : x;
+    const Scores s = scores_of(run_, rules, router_sees);
+    Choices choices = choices_of(run_, s, c);
+    choices.asks = asks_of(run_, choices, rules);
+    const Integers slot = slots_of(run_, choices, rules.priority,
+                                   group_of(run_, rules.capacity_sequences), usable_of(run_, c));
+    const Numbers gate = gates_of(choices, slot, rules.gate, rules.gate_eps);
+    Numbers& results = results_[{c.is_rms, c.norm_eps, is_in_place, c.activation,
+                                 c.activation_at_output}];
+    if (results.empty())
+      results = expert_results(run_, experts_see, c.activation, c.activation_at_output);
+    Numbers outputs(run_.N * run_.D);
+    for (std::size_t n = 0; n < run_.N; ++n)
+      combine_token(run_, choices, slot, gate, results, experts_see, rules.dropped, n,
+                    outputs.data() + n * run_.D);
+    outputs.push_back(balance_of(run_, s, choices, slot, rules));
+    return outputs;
+  }
+
+ private:
+  const LayerRun& run_;
+  std::map<std::tuple<bool, double, bool, Activation, bool>, Numbers> results_;
+};
+inline Numbers outputs_of(const LayerRun& run, const Combination& c) { return Outputs(run)(c); }
 
 // The search ======================================================================================
+
+/// Whether a rule of capacity rounds as a convention says; whether it knows a capacity factor.
+inline bool is_rounded(CapacityRule rule) { return rule < CapacityRule::single_precision; }
+inline bool has_factor(CapacityRule rule) { return rule <= CapacityRule::single_precision; }
 
 /// A capacity, but for the tokens that share it.
 struct CapacityFormula {
@@ -505,6 +599,10 @@ struct CapacityFormula {
   Rounding rounding;
   Index multiple, minimum, slots, unusable;
   Rational factor;
+  auto key() const {
+    return std::make_tuple(rule, rounding, multiple, minimum, slots, unusable, factor.numerator,
+                           factor.denominator);
+  }
   void apply(Combination& c) const {
     c.rules.capacity = rule, c.rules.capacity_rounding = rounding, c.factor = factor;
     c.rules.capacity_multiple = multiple, c.rules.capacity_minimum = minimum;
@@ -512,21 +610,32 @@ struct CapacityFormula {
   }
   bool is_of(const Combination& c, bool with_factor) const {
     const Conventions& r = c.rules;
-    return rule == r.capacity && rounding == r.capacity_rounding &&
-           multiple == r.capacity_multiple && minimum == r.capacity_minimum &&
-           unusable == r.unusable_slots &&
+    return rule == r.capacity && multiple == r.capacity_multiple &&
+           minimum == r.capacity_minimum && unusable == r.unusable_slots &&
+           (!is_rounded(rule) || rounding == r.capacity_rounding) &&
            (rule != CapacityRule::absolute || slots == r.capacity_slots) &&
-           (!with_factor || factor == c.factor);
+           (!with_factor || !has_factor(rule) || factor == c.factor);
   }
+};
+
+/// A law of noise and its scale.
+struct ScaledLaw {
+  RouterNoise law;
+  double scale;
+  void apply(Combination& c) const { c.rules.noise = law, c.rules.noise_scale = scale; }
 };
 
 /// A law of noise that has the effects seen, and a balance loss.
 struct BalanceForm {
-  RouterNoise law;
+  ScaledLaw noise;
   BalanceRule rule;
   bool sees_noise;
+  Reduction reduction;
+  auto key() const { return std::make_tuple(noise.law, noise.scale, rule, sees_noise, reduction); }
   void apply(Combination& c) const {
-    c.rules.noise = law, c.rules.balance = rule, c.rules.balance_sees_noise = sees_noise;
+    noise.apply(c);
+    c.rules.balance = rule, c.rules.balance_sees_noise = sees_noise;
+    c.rules.reduction = reduction;
   }
 };
 
@@ -543,19 +652,29 @@ struct Match {
   }
 };
 
-/// Whether a knob says anything under these conventions. A dump of one run of the layer says
-/// nothing about the reduction over blocks; the draws that noise_scale and second_choice_threshold
-/// act on are not part of it.
-inline bool is_relevant(const Combination& c, const std::string& knob) {
-  if (knob == "gate_eps") return c.rules.gate != GateRule::raw;
-  if (knob == "capacity_slots") return c.rules.capacity == CapacityRule::absolute;
-  return knob != "balance_reduction" && knob != "noise_scale" && knob != "second_choice_threshold";
-}
-
 /// The set of combinations that reproduce a run.
 struct Explanation {
   std::vector<Match> matches;
   std::map<std::string, std::set<std::string>> searched;  // values of each knob
+  std::set<std::string> given;                            // knobs of which the run says the value
+  bool has_blocks = false, has_draws = false, has_coins = false;
+
+  /// Whether a knob says anything under these conventions about such a run: the reduction over
+  /// blocks if there are several, the scale of the noise and the threshold of second choices if
+  /// what was drawn is known. The rule `load` knows the deviation of the noise.
+  bool is_relevant(const Combination& c, const std::string& knob) const {
+    const Conventions& r = c.rules;
+    if (knob == "gate_eps") return r.gate != GateRule::raw;
+    if (knob == "capacity_slots") return r.capacity == CapacityRule::absolute;
+    if (knob == "capacity_rounding") return is_rounded(r.capacity);
+    if (knob == "capacity_factor") return has_factor(r.capacity);
+    if (knob == "balance_reduction") return has_blocks;
+    if (knob == "second_choice_threshold") return has_coins && c.K > 1;
+    if (knob == "noise_scale")
+      return r.balance == BalanceRule::load ||
+             (has_draws && r.noise != RouterNoise::none && !r.is_jittered());
+    return true;
+  }
 
   std::size_t size() const {
     std::size_t total = 0;
@@ -569,28 +688,33 @@ struct Explanation {
     }
     fail<ValueError>("Explanation: an index must lie in [0, ", size(), "); got too large a one");
   }
+  /// What a combination says about the rules but for capacity and balance loss, and about the rest.
+  auto rules_of(const Combination& c) const {
+    const Conventions& r = c.rules;
+    return std::make_tuple(
+        r.router_bias, r.first_choice_sees_noise, r.gate_sees_noise, r.gate, r.priority, r.dropped,
+        r.capacity_sequences, is_relevant(c, "gate_eps") ? r.gate_eps : 0,
+        is_relevant(c, "second_choice_threshold") ? r.second_choice_threshold : 0);
+  }
+  static auto rest_of(const Combination& c) {
+    return std::make_tuple(c.K, c.activation, c.activation_at_output, c.is_rms, c.norm_eps);
+  }
   /// Whether these conventions are in the set; with `rules_only` whatever K, the factor, GELU and
   /// the norm are.
   bool contains(const Combination& c, bool rules_only = false) const {
     const Conventions& r = c.rules;
     for (const Match& match : matches) {
       const Combination& b = match.base;
-      const bool is_same_rest =
-          b.K == c.K && b.activation == c.activation && b.norm_eps == c.norm_eps &&
-          b.activation_at_output == c.activation_at_output && b.is_rms == c.is_rms;
-      if (!rules_only && !is_same_rest) continue;
-      if (b.rules.router_bias != r.router_bias || b.rules.gate != r.gate ||
-          b.rules.first_choice_sees_noise != r.first_choice_sees_noise ||
-          b.rules.gate_sees_noise != r.gate_sees_noise || b.rules.priority != r.priority ||
-          b.rules.dropped != r.dropped || b.rules.capacity_sequences != r.capacity_sequences ||
-          (r.gate != GateRule::raw && b.rules.gate_eps != r.gate_eps))
-        continue;
+      if (rules_of(b) != rules_of(c) || (!rules_only && rest_of(b) != rest_of(c))) continue;
       const bool has_formula =
           std::any_of(match.formulas->begin(), match.formulas->end(),
                       [&](const CapacityFormula& f) { return f.is_of(c, !rules_only); });
       const bool has_form = std::any_of(
           match.forms->begin(), match.forms->end(), [&](const BalanceForm& f) {
-            return f.law == r.noise && f.rule == r.balance && f.sees_noise == r.balance_sees_noise;
+            return f.noise.law == r.noise && f.rule == r.balance &&
+                   f.sees_noise == r.balance_sees_noise &&
+                   (!has_blocks || f.reduction == r.reduction) &&
+                   (!is_relevant(c, "noise_scale") || f.noise.scale == r.noise_scale);
           });
       if (has_formula && has_form) return true;
     }
@@ -611,12 +735,55 @@ struct Explanation {
     }
     return values;
   }
-  static void note(const Combination& c, std::map<std::string, std::set<std::string>>& values) {
+  void note(const Combination& c, std::map<std::string, std::set<std::string>>& values) const {
     c.visit_knobs([&](const char* knob, const std::string& value) {
       if (is_relevant(c, knob)) values[knob].insert(value);
     });
   }
 };
+
+/// How far a result may be off: 1e-12 of its largest value (float: 8 sqrt(D + F) units in its last
+/// place).
+inline double tolerance_of(const LayerRun& run, double largest) {
+  return largest * (run.is_float ? 8 * std::sqrt(double(run.D + run.F)) * 0x1p-24 : 1e-12);
+}
+
+/// The combinations that are in two sets: those that reproduce two runs of one kind, such as a run
+/// and a later one of the input that tells apart what the first has left.
+///
+///   Errors    ValueError if one of the runs says what was drawn, or has blocks, and the other not
+inline Explanation both_of(const Explanation& a, const Explanation& b) {
+  require<ValueError>(a.has_blocks == b.has_blocks && a.has_draws == b.has_draws &&
+                          a.has_coins == b.has_coins && a.given == b.given,
+                      "explain: runs must be of one kind: all of one block or of several, with the "
+                      "same metadata, and with or without draws and coins; got others");
+  Explanation both = a;
+  both.matches.clear();
+  const auto key_of = [&a](const Combination& c) {
+    return std::make_tuple(a.rules_of(c), Explanation::rest_of(c));
+  };
+  std::map<decltype(key_of(Combination())), std::vector<const Match*>> others;
+  for (const Match& match : b.matches) others[key_of(match.base)].push_back(&match);
+  for (const Match& match : a.matches)
+    for (const Match* const other : others[key_of(match.base)]) {
+      const auto formulas = std::make_shared<std::vector<CapacityFormula>>();
+      const auto forms = std::make_shared<std::vector<BalanceForm>>();
+      const auto is_in = [](const auto& list, const auto& value) {
+        return std::any_of(list.begin(), list.end(), [&](const auto& each) {
+          return each.key() == value.key();
+        });
+      };
+      for (const CapacityFormula& f : *match.formulas)
+        if (is_in(*other->formulas, f)) formulas->push_back(f);
+      for (const BalanceForm& f : *match.forms)
+        if (is_in(*other->forms, f)) forms->push_back(f);
+      if (!formulas->empty() && !forms->empty())
+        both.matches.push_back({match.base, formulas, forms});
+    }
+  for (const auto& knob : b.searched) both.searched[knob.first].insert(knob.second.begin(),
+                                                                       knob.second.end());
+  return both;
+}
 
 /// Searches the combinations of all knobs, stage by stage: what is alike in one stage is computed
 /// once, and what disagrees with a result is not followed.
@@ -630,6 +797,12 @@ class ConventionSearch {
       for (const double value : result.second) largest = std::fmax(largest, std::fabs(value));
       tolerance_[result.first] = tolerance_of(run, largest);
     }
+    explanation.has_blocks = run.L > 1, explanation.has_coins = !run.coins.empty();
+    explanation.has_draws = !run.draws.empty() && run.noise.empty();
+    if (run.K > 0) explanation.given.insert("top_k");
+    if (run.factor.numerator > 0) explanation.given.insert("capacity_factor");
+    if (run.noise_scale > 0) explanation.given.insert("noise_scale");
+    if (run.threshold >= 0) explanation.given.insert("second_choice_threshold");
     note_values();
     for (const auto& norm : norms()) {
       Combination c;
@@ -641,11 +814,6 @@ class ConventionSearch {
         if (has_bias <= !run.b.empty()) try_noises(c);
       }
     }
-  }
-  /// How far a result may be off: 1e-12 of its largest value (float: 8 sqrt(D + F) units in its
-  /// last place).
-  static double tolerance_of(const LayerRun& run, double largest) {
-    return largest * (run.is_float ? 8 * std::sqrt(double(run.D + run.F)) * 0x1p-24 : 1e-12);
   }
   Explanation explanation;
 
@@ -683,6 +851,19 @@ class ConventionSearch {
     if (run_.factor.numerator > 0) return {run_.factor};
     return {{1, 1}, {21, 20}, {11, 10}, {6, 5}, {5, 4}, {3, 2}, {2, 1}, {12, 5}, {4, 1}};
   }
+  std::vector<double> scales() const {
+    if (run_.noise_scale > 0) return {run_.noise_scale};
+    return {1, 2, 0.5, 0.1, 0.01};
+  }
+  std::vector<double> thresholds(Index K) const {
+    if (run_.coins.empty() || K == 1) return {0};
+    if (run_.threshold >= 0) return {run_.threshold};
+    return {0, 0.1, 0.2, 0.5};
+  }
+  std::vector<Reduction> reductions() const {
+    if (run_.L == 1) return {Reduction::sum};
+    return {Reduction::sum, Reduction::mean, Reduction::together};
+  }
   std::vector<Index> scopes() const {
     std::vector<Index> all = {0};
     const Index B = Index(run_.B);
@@ -706,6 +887,9 @@ class ConventionSearch {
               for (const Rational factor : factors()) {
                 CapacityFormula f{static_cast<CapacityRule>(rule), rounding, multiple, minimum,
                                   64, unusable, factor};
+                if ((!is_rounded(f.rule) && rounding == Rounding::ceil) ||
+                    (!has_factor(f.rule) && !(factor == factors()[0])))
+                  continue;
                 const bool is_absolute = f.rule == CapacityRule::absolute;
                 for (Index slots = 1; is_absolute && slots <= group; ++slots)
                   f.slots = slots, all.push_back(f);
@@ -729,11 +913,17 @@ class ConventionSearch {
     }
     return found;
   }
+  /// Whether the scale of a law decides about the noise, not about the rule `load` alone.
+  bool is_scaled(RouterNoise law) const {
+    Conventions c;
+    c.noise = law;
+    return explanation.has_draws && law != RouterNoise::none && !c.is_jittered();
+  }
   /// The laws that this run may have followed, those of the same effect together.
-  std::vector<std::vector<RouterNoise>> laws() const {
+  std::vector<std::vector<ScaledLaw>> laws() const {
     const bool has_noise = !run_.noise.empty() || !run_.draws.empty();
     const bool has_jitter = !run_.jitter.empty(), has_none = !has_noise && !has_jitter;
-    std::vector<std::vector<RouterNoise>> all;
+    std::vector<std::vector<ScaledLaw>> all;
     std::vector<std::pair<Numbers, int>> effects;
     for (int i = 0; i <= static_cast<int>(RouterNoise::jitter_in_place); ++i) {
       Conventions c;
@@ -741,29 +931,42 @@ class ConventionSearch {
       const bool is_there = c.noise == RouterNoise::none || has_none ||
                             (c.is_jittered() ? has_jitter : has_noise);
       if (!is_there) continue;
-      const std::pair<Numbers, int> effect{noise_of(run_, c.noise),
-                                           has_jitter && c.is_jittered() ? i : 0};
-      const auto known = std::find(effects.begin(), effects.end(), effect);
-      if (known == effects.end()) effects.push_back(effect), all.push_back({c.noise});
-      else all[static_cast<std::size_t>(known - effects.begin())].push_back(c.noise);
+      for (const double scale : scales()) {
+        c.noise_scale = scale;
+        const std::pair<Numbers, int> effect{noise_of(run_, c),
+                                             has_jitter && c.is_jittered() ? i : 0};
+        const auto known = std::find(effects.begin(), effects.end(), effect);
+        const std::size_t at = static_cast<std::size_t>(known - effects.begin());
+        if (known == effects.end()) effects.push_back(effect), all.emplace_back();
+        all[at].push_back({c.noise, scale});
+        if (!is_scaled(c.noise)) break;
+      }
     }
     return all;
   }
   void note_values() {
     auto& values = explanation.searched;
     Combination c;
-    const auto note = [&] { Explanation::note(c, values); };
+    c.K = ks()[0], formulas(Index(run_.N))[0].apply(c), laws()[0][0].apply(c);
+    std::tie(c.is_rms, c.norm_eps) = norms()[0];
+    const auto note = [&] { explanation.note(c, values); };
     for (const auto& norm : norms()) std::tie(c.is_rms, c.norm_eps) = norm, note();
     for (const auto& gate : gate_rules())
       std::tie(c.rules.gate, c.rules.gate_eps) = gate, note();
     for (const CapacityFormula& f : formulas(Index(run_.N))) f.apply(c), note();
     for (const auto& alike : laws())
-      for (const RouterNoise law : alike) c.rules.noise = law, note();
+      for (const ScaledLaw& law : alike) law.apply(c), note();
     for (const Index K : ks()) c.K = K, note();
     for (const Index scope : scopes()) c.rules.capacity_sequences = scope, note();
     for (const Index K : ks())
       for (const Priority priority : priorities(K)) c.rules.priority = priority, note();
+    for (const Index K : ks())
+      for (const double threshold : thresholds(K))
+        c.K = K, c.rules.second_choice_threshold = threshold, note();
+    for (const Reduction reduction : reductions()) c.rules.reduction = reduction, note();
     for (int i = 0; i < 9; ++i) c.rules.balance = static_cast<BalanceRule>(i), note();
+    c.rules.balance = BalanceRule::load;
+    for (const double scale : scales()) c.rules.noise_scale = scale, note();
     for (int i = 0; i < 4; ++i) c.activation = static_cast<Activation>(i), note();
     for (const bool yes : {true, false}) {
       c.rules.first_choice_sees_noise = c.rules.gate_sees_noise = yes;
@@ -789,7 +992,7 @@ class ConventionSearch {
   void try_noises(Combination c) {
     for (const auto& alike : laws()) {
       laws_ = alike;
-      c.rules.noise = alike[0];
+      alike[0].apply(c);
       const Numbers router_sees = jittered(run_, c.rules, x_);
       is_in_place_ = c.rules.noise == RouterNoise::jitter_in_place && !run_.jitter.empty();
       experts_see_ = is_in_place_ ? router_sees : x_;
@@ -806,18 +1009,34 @@ class ConventionSearch {
   void try_choices(Combination c, const Scores& s) {
     for (const bool gate : {true, false}) {
       c.rules.gate_sees_noise = gate;
-      const Choices choices = choices_of(run_, s, c);
+      Choices choices = choices_of(run_, s, c);
       if (!agrees("expert", choices.expert)) continue;
-      Integers load(run_.E);
-      for (const std::int32_t e : choices.expert) ++load[static_cast<std::size_t>(e)];
+      Integers load(run_.L * run_.E);
+      for (std::size_t i = 0; i < choices.expert.size(); ++i) ++load[expert_of(choices, i)];
       if (!agrees("load", load)) continue;
       tails_.clear(), forms_.clear();
-      for (const Index scope : scopes())
-        for (const Priority priority : priorities(c.K)) {
-          c.rules.capacity_sequences = scope, c.rules.priority = priority;
-          try_slots(c, s, choices);
+      for (const double threshold : thresholds(c.K)) {
+        c.rules.second_choice_threshold = threshold;
+        for (const auto& rule : gate_rules()) {
+          std::tie(c.rules.gate, c.rules.gate_eps) = rule;
+          choices.asks = asks_of(run_, choices, c.rules);
+          try_queues(c, s, choices);
+          if (choices.asks.empty()) break;  // whatever the gates are
         }
+      }
     }
+  }
+  /// The expert of a choice among those of all blocks.
+  std::size_t expert_of(const Choices& choices, std::size_t i) const {
+    const std::size_t n = i / static_cast<std::size_t>(choices.K);
+    return n / run_.block_tokens() * run_.E + static_cast<std::size_t>(choices.expert[i]);
+  }
+  void try_queues(Combination c, const Scores& s, const Choices& choices) {
+    for (const Index scope : scopes())
+      for (const Priority priority : priorities(c.K)) {
+        c.rules.capacity_sequences = scope, c.rules.priority = priority;
+        try_slots(c, s, choices);
+      }
   }
 
   void try_slots(Combination c, const Scores& s, const Choices& choices) {
@@ -825,11 +1044,11 @@ class ConventionSearch {
     for (const auto& capacity : capacities(c.K, Index(group))) {
       const Integers slot =
           slots_of(run_, choices, c.rules.priority, group, capacity.first);
-      Integers kept(run_.E);
+      Integers kept(run_.L * run_.E);
       Mask mask;
       for (std::size_t i = 0; i < slot.size(); ++i) {
         mask.push_back(slot[i] >= 0);
-        kept[static_cast<std::size_t>(choices.expert[i])] += mask[i];
+        kept[expert_of(choices, i)] += mask[i];
       }
       if (!agrees("slot", slot) || !agrees("kept", kept)) continue;
       const auto found = tails_.find(mask);
@@ -838,7 +1057,10 @@ class ConventionSearch {
       auto& forms = forms_[{mask, group}];
       if (!forms) forms = balance_forms(c, s, choices, slot);
       if (forms->empty()) continue;
+      const GateRule asked_by = c.rules.gate;
+      const double asked_with = c.rules.gate_eps;
       for (const Tail& tail : tails_[mask]) {
+        if (!choices.asks.empty() && (tail.gate != asked_by || tail.eps != asked_with)) continue;
         c.rules.gate = tail.gate, c.rules.gate_eps = tail.eps, c.rules.dropped = tail.dropped;
         c.activation = tail.activation, c.activation_at_output = tail.is_at_output;
         explanation.matches.push_back({c, capacity.second, forms});
@@ -882,17 +1104,23 @@ class ConventionSearch {
                                                                 const Choices& choices,
                                                                 const Integers& slot) const {
     const auto found = std::make_shared<std::vector<BalanceForm>>();
+    const auto consider = [&](const BalanceForm& form) {
+      form.apply(c);
+      if (form.rule == BalanceRule::load && c.rules.noise_deviation(Index(run_.E)) <= 0) return;
+      if (run_.results.count("balance_loss") == 0 ||
+          agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)}))
+        found->push_back(form);
+    };
     for (int rule = 0; rule < 9; ++rule)
-      for (const RouterNoise law : laws_)
-        for (const bool sees : {true, false}) {
-          const BalanceForm form{law, static_cast<BalanceRule>(rule), sees};
-          form.apply(c);
-          if (form.rule == BalanceRule::load && c.rules.noise_deviation(Index(run_.E)) <= 0)
-            continue;
-          if (run_.results.count("balance_loss") == 0 ||
-              agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)}))
-            found->push_back(form);
-        }
+      for (const ScaledLaw& law : laws_) {
+        const bool is_load = static_cast<BalanceRule>(rule) == BalanceRule::load;
+        std::vector<double> all_scales = {law.scale};
+        if (is_load && !is_scaled(law.law)) all_scales = scales();
+        for (const double scale : all_scales)
+          for (const bool sees : {true, false})
+            for (const Reduction reduction : reductions())
+              consider({{law.law, scale}, static_cast<BalanceRule>(rule), sees, reduction});
+      }
     return found;
   }
 
@@ -901,7 +1129,7 @@ class ConventionSearch {
   std::map<std::pair<Index, Index>, Capacities> capacities_;
   Numbers x_, experts_see_;
   bool is_in_place_ = false;
-  std::vector<RouterNoise> laws_;
+  std::vector<ScaledLaw> laws_;
   std::map<std::tuple<Activation, bool, bool>, Numbers> results_;
   std::map<Mask, std::vector<Tail>> tails_;
   std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
@@ -914,18 +1142,21 @@ inline Explanation explain(const LayerRun& run) {
 
 // Telling the rest apart ==========================================================================
 
-/// An input for the same weights under which combinations of a set give different outputs.
+/// An input for the same weights under which combinations of a set give different outputs. Those
+/// compared are a sample of a large set; of the knobs about which they disagree some are decided,
+/// because no two of them that differ there have the same outputs.
 struct TellingInput {
   LayerRun run;
-  std::size_t compared = 0, classes = 0, tried = 0;  // of the set; different outputs; inputs
+  std::size_t compared = 0, classes = 0, tried = 0;  // combinations; different outputs; inputs
+  std::vector<std::string> decides, leaves;          // knobs
 };
 
-/// A random input of the kind of `run`: T tokens in each of B sequences.
+/// A random input of the kind of `run`: T tokens in each of B sequences of each block.
 inline LayerRun random_input(const LayerRun& run, std::size_t B, std::size_t T, double scale,
                              const Rng& rng) {
   LayerRun next = run;
   next.results.clear();
-  next.B = B, next.N = B * T;
+  next.B = B, next.N = run.L * B * T;
   Index stream = 0;
   const auto normal = [&](std::size_t size, double deviation) {
     const auto values =
@@ -946,33 +1177,83 @@ inline LayerRun random_input(const LayerRun& run, std::size_t B, std::size_t T, 
     next.jitter = normal(next.N * run.D, spread(run.jitter, 1));
     for (double& value : next.jitter) value += 1;
   }
+  if (!run.coins.empty()) {
+    const auto coins = Tensor<double>::uniform({Index(run.coins.size() / run.N * next.N)},
+                                               rng.at_block(stream++), 0, 1).to_vector();
+    next.coins.assign(coins.begin(), coins.end());
+  }
   if (!run.order.empty()) {
     const Numbers keys = normal(next.N * run.E, 1);
     const std::size_t K = run.order.size() / run.N;
     next.order.resize(next.N * K);
     std::iota(next.order.begin(), next.order.end(), 0);
-    std::sort(next.order.begin(), next.order.end(), [&](std::int32_t a, std::int32_t b) {
-      return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
-    });
+    const std::ptrdiff_t block = static_cast<std::ptrdiff_t>(next.block_tokens() * K);
+    for (auto begin = next.order.begin(); begin != next.order.end(); begin += block)
+      std::sort(begin, begin + block, [&](std::int32_t a, std::int32_t b) {
+        return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
+      });
   }
   return next;
 }
 
+/// Up to `most` combinations of a set: all, or of as many of its matches as possible.
+inline std::vector<Combination> sample_of(const Explanation& set, std::size_t most) {
+  std::vector<Combination> members;
+  const std::size_t size = set.size(), n = set.matches.size();
+  if (size <= most) {
+    for (std::size_t i = 0; i < size; ++i) members.push_back(set.at(i));
+    return members;
+  }
+  const Rng rng(11);
+  std::set<std::pair<std::size_t, std::size_t>> taken;
+  for (std::size_t i = 0; i < most; ++i) {
+    const std::size_t m = i * std::max(n, most) / most % n;
+    const double u = rng.uniform(Index(i));
+    const std::size_t at = static_cast<std::size_t>(u * double(set.matches[m].size()));
+    if (taken.insert({m, at}).second) members.push_back(set.matches[m].at(at));
+  }
+  return members;
+}
+
+/// The outputs of combinations, those alike to rounding in one class: of each its class. Only what
+/// the dump has counts.
+inline std::vector<std::size_t> classes_of(const LayerRun& next, const LayerRun& run,
+                                           const std::vector<Combination>& members) {
+  const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
+  Outputs outputs(next);
+  std::vector<Numbers> classes;
+  std::vector<std::size_t> all;
+  for (const Combination& member : members) {
+    const Numbers y = outputs(member);
+    double largest = 0;
+    for (std::size_t k = 0; k + 1 < y.size(); ++k) largest = std::fmax(largest, std::fabs(y[k]));
+    const auto is_alike = [&](const Numbers& other) {
+      for (std::size_t k = 0; k < y.size(); ++k) {
+        const bool is_loss = k + 1 == y.size();
+        if (is_loss ? !sees_loss : !sees_y) continue;
+        const double scale = is_loss ? std::fabs(y[k]) : largest;
+        if (std::fabs(y[k] - other[k]) > 4 * tolerance_of(run, scale)) return false;
+      }
+      return true;
+    };
+    const auto known = std::find_if(classes.begin(), classes.end(), is_alike);
+    all.push_back(static_cast<std::size_t>(known - classes.begin()));
+    if (known == classes.end()) classes.push_back(y);
+  }
+  return all;
+}
+
 /// Draws inputs of 1 to 24 tokens in as many sequences as there were, or up to four times as many
-/// if there were several, and keeps the one under which (up to 40
-/// of) the combinations of a set give the most different outputs: those further apart than rounding
-/// in y or, if the dump has it, the balance loss.
+/// if there were several, and keeps the one under which (up to `most` of) the combinations of a set
+/// give the most different outputs: those further apart than rounding in y or, if the dump has it,
+/// the balance loss.
 inline TellingInput telling_input(const LayerRun& run, const Explanation& set,
-                                  std::size_t num_inputs = 40) {
+                                  std::size_t num_inputs = 40, std::size_t most = 100) {
   TellingInput best;
   const Rng rng(11);
-  std::vector<Combination> members;
-  const std::size_t size = set.size(), most = 40;
-  for (std::size_t i = 0; i < std::min(size, most); ++i)
-    members.push_back(set.at(size <= most ? i : static_cast<std::size_t>(
-                                                    rng.uniform(Index(i)) * double(size))));
+  const std::vector<Combination> members = sample_of(set, most);
+  std::vector<std::size_t> class_of;  // under the best input
   best.compared = members.size();
-  const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
   for (std::size_t i = 0; i < num_inputs && best.classes < members.size(); ++i) {
     const Rng draw = rng.at_step(Index(i) + 1);
     const std::size_t B = run.B == 1 ? 1 : run.B << (i % 3);
@@ -983,56 +1264,81 @@ inline TellingInput telling_input(const LayerRun& run, const Explanation& set,
     if (!fits) continue;
     const std::size_t T = 1 + static_cast<std::size_t>(draw.uniform(0) * 24);
     const LayerRun next = random_input(run, B, T, i % 2 ? 3 : 1, draw);
-    std::vector<Numbers> classes;
-    for (const Combination& member : members) {
-      const Numbers y = outputs_of(next, member);
-      double largest = 0;
-      for (std::size_t k = 0; k + 1 < y.size(); ++k) largest = std::fmax(largest, std::fabs(y[k]));
-      const bool is_known =
-          std::any_of(classes.begin(), classes.end(), [&](const Numbers& other) {
-            for (std::size_t k = 0; k < y.size(); ++k) {
-              const bool is_loss = k + 1 == y.size();
-              if (is_loss ? !sees_loss : !sees_y) continue;
-              const double scale = is_loss ? std::fabs(y[k]) : largest;
-              if (std::fabs(y[k] - other[k]) > 4 * ConventionSearch::tolerance_of(run, scale))
-                return false;
-            }
-            return true;
-          });
-      if (!is_known) classes.push_back(y);
-    }
+    const std::vector<std::size_t> found = classes_of(next, run, members);
+    const std::size_t classes = 1 + *std::max_element(found.begin(), found.end());
     ++best.tried;
-    if (classes.size() > best.classes) best.run = next, best.classes = classes.size();
+    if (classes > best.classes) best.run = next, best.classes = classes, class_of = found;
+  }
+  std::map<std::string, std::map<std::string, std::set<std::size_t>>> classes;  // of each value
+  for (std::size_t i = 0; i < class_of.size(); ++i)
+    members[i].visit_knobs([&](const char* knob, const std::string& value) {
+      if (set.is_relevant(members[i], knob)) classes[knob][value].insert(class_of[i]);
+    });
+  for (const auto& knob : classes) {
+    std::set<std::size_t> together;
+    std::size_t total = 0;
+    for (const auto& value : knob.second) {
+      together.insert(value.second.begin(), value.second.end());
+      total += value.second.size();
+    }
+    if (knob.second.size() > 1)
+      (total == together.size() ? best.decides : best.leaves).push_back(knob.first);
   }
   return best;
 }
 
-/// A run as the file of a case, its results left out: `validate run` runs it, and an implementation
-/// that has run it can be explained again. The conventions are those of a combination.
+/// A run as the file of a case, its results left out: an implementation that has run it can be
+/// explained again and, if it is of one block, `validate run` runs it, under the conventions of a
+/// combination.
 inline SafeTensors case_of(const LayerRun& run, const Combination& c) {
   SafeTensors file;
-  const auto add = [&](const std::string& name, const Shape& shape, const Numbers& values) {
-    if (!values.empty()) file.add("in." + name, shape, values);
+  const Index B = Index(run.B), D = Index(run.D), E = Index(run.E), F = Index(run.F);
+  const Index L = Index(run.L), N = Index(run.block_tokens()), T = N / B;
+  const auto add = [&](const std::string& name, const Shape& of_block, const Numbers& values) {
+    std::vector<Index> extents = of_block.extents();
+    if (L > 1) extents.insert(extents.begin(), L);
+    if (!values.empty()) file.add("in." + name, Shape(extents), values);
   };
-  const Index N = Index(run.N), D = Index(run.D), E = Index(run.E), F = Index(run.F);
   const std::string experts = "shared.moe.experts.{}.";
-  add("x", {N, D}, run.x), add("d_y", {N, D}, Numbers(run.x.size(), 1));
+  add("x", L > 1 ? Shape{B, T, D} : Shape{N, D}, run.x);
+  add("d_y", {N, D}, Numbers(run.x.size(), 1));
   add("shared.moe.router.weight", {D, E}, run.w), add("shared.moe.router.bias", {E}, run.b);
   add(experts + "fc1.weight", {E, D, F}, run.w1), add(experts + "fc1.bias", {E, F}, run.b1);
   add(experts + "fc2.weight", {E, F, D}, run.w2), add(experts + "fc2.bias", {E, D}, run.b2);
-  add("blocks.0.norm2.weight", {D}, run.gamma), add("blocks.0.norm2.bias", {D}, run.beta);
+  for (std::size_t l = 0; l < run.L; ++l) {
+    const auto part = [&](const char* name, const Numbers& values) {
+      const Numbers own(values.begin() + std::ptrdiff_t(std::min(values.size(), l * run.D)),
+                        values.begin() + std::ptrdiff_t(std::min(values.size(), (l + 1) * run.D)));
+      if (!own.empty()) file.add("in.blocks." + std::to_string(l) + name, Shape{D}, own);
+    };
+    part(".norm2.weight", run.gamma), part(".norm2.bias", run.beta);
+  }
   add("noise", {N, E}, run.noise), add("draws", {N, E}, run.draws);
   add("jitter", {N, D}, run.jitter);
-  if (!run.order.empty()) file.add("in.order", Shape{Index(run.order.size())}, run.order);
+  add("coins", {N, Index(run.coins.size() / run.N)}, run.coins);
+  Integers order = run.order;  // numbers within a block
+  for (std::int32_t& i : order) i %= static_cast<std::int32_t>(order.size() / run.L);
+  if (!order.empty()) file.add("in.order", Shape{Index(order.size())}, order);
+  const auto know = [&](const char* name, auto value, bool is_known) {
+    PlainText text;
+    text << value;
+    if (is_known) file.metadata[name] = text.str();
+  };
+  know("batch", run.B, true), know("top_k", run.K, run.K > 0);
+  know("capacity_factor", run.factor, run.factor.numerator > 0);
+  know("noise_scale", run.noise_scale, run.noise_scale > 0);
+  know("second_choice_threshold", run.threshold, run.threshold >= 0);
+  if (L > 1) return file;
   EncoderConfig config;
   config.width = D, config.experts = E, config.expert_hidden = F, config.top_k = c.K;
   config.capacity_factor = c.factor, config.conventions = c.rules;
   config.gelu = c.activation == Activation::erf ? Gelu::erf : Gelu::tanh;
   config.gelu_at_output = c.activation_at_output;
+  config.norm = c.is_rms ? Norm::rms_norm : Norm::layer_norm;
   if (c.norm_eps > 0) config.layer_norm_eps = c.norm_eps;
   detail::ConfigWriter writer;
   detail::visit_encoder(config, writer);
-  writer("batch", Index(run.B));
+  writer("batch", B);
   file.metadata["case"] = "{\"name\":\"telling\",\"op\":\"mixture\",\"zero\":[],\"settings\":" +
                           writer.out.str() + "}}";
   return file;

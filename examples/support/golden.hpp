@@ -83,7 +83,8 @@ class GoldenRun {
       : settings_(settings), file_(file), conventions_(conventions) {
     const std::map<std::string, void (GoldenRun::*)()> known = {
         {"linear", &GoldenRun::linear_op}, {"tied_decoder", &GoldenRun::tied_decoder_op},
-        {"layer_norm", &GoldenRun::layer_norm_op}, {"gelu", &GoldenRun::gelu_op},
+        {"layer_norm", &GoldenRun::layer_norm_op}, {"rms_norm", &GoldenRun::rms_norm_op},
+        {"gelu", &GoldenRun::gelu_op},
         {"relu", &GoldenRun::relu_op}, {"tanh", &GoldenRun::tanh_op},
         {"softmax", &GoldenRun::softmax_op}, {"multiply", &GoldenRun::multiply_op},
         {"embedding", &GoldenRun::embedding_op},
@@ -187,6 +188,7 @@ class GoldenRun {
   void layer_norm_op() {
     finish_with(layer_norm(in("x"), in("gamma"), in("beta"), number("eps")));
   }
+  void rms_norm_op() { finish_with(rms_norm(in("x"), in("gamma"), number("eps"))); }
   void gelu_op() { finish_with(gelu(in("x"), form())); }
   void relu_op() { finish_with(relu(in("x"))); }
   void tanh_op() { finish_with(tanh(in("x"))); }
@@ -258,8 +260,10 @@ class GoldenRun {
     const auto named = [&](const std::string& name, const Tensor<T>& y) { return out(name, y), y; };
     const auto norm = [&](const std::string& which, const Tensor<T>& y) {
       const std::string name = "blocks.0." + which;
-      return named(which, layer_norm(y, in(name + ".weight"), in(name + ".bias"),
-                                     c.layer_norm_eps));
+      const Tensor<T> gamma = in(name + ".weight");
+      return named(which, c.norm == Norm::rms_norm
+                              ? rms_norm(y, gamma, c.layer_norm_eps)
+                              : layer_norm(y, gamma, in(name + ".bias"), c.layer_norm_eps));
     };
     const auto project = [&](const std::string& which, const Tensor<T>& y) {
       const std::string name = "shared.attn." + which;

@@ -203,7 +203,7 @@ void read_norm(TracedNorm<T>& norm, const LayerNorm<T>& layer, const Tensor<T>& 
   const Index N = x.shape().num_rows(), D = x.shape().last();
   const Buffer<T> y(x.size()), mean(N), rstd(N);
   kernel::layer_norm_forward(y.data(), mean.data(), rstd.data(), x.data(), layer.weight.data(),
-                             layer.bias.data(), N, D, T(eps));
+                             layer.bias ? layer.bias.data() : nullptr, N, D, T(eps));
   norm.mean = row_of(mean, row, 1)[0], norm.rstd = row_of(rstd, row, 1)[0];
 }
 

@@ -165,6 +165,11 @@ def operations():
         operation(name, "layer_norm",
                   lambda i, e=eps: wide.layer_norm(i["x"], i["gamma"], i["beta"], e),
                   dict(x=d(7, 37, scale=scale), gamma=d(37), beta=d(37)), dict(eps=eps))
+    e = Draw("inputs of rms_norm")
+    operation("rms_norm", "rms_norm", lambda i: wide.rms_norm(i["x"], i["gamma"], 1e-5),
+              dict(x=e(7, 37), gamma=e(37)), dict(eps=1e-5),
+              check=lambda i: dict(y=torch.nn.functional.rms_norm(
+                  i["x"], (37,), i["gamma"], 1e-5)))
     wide_range = torch.cat([d(40), d(40, scale=6.0)])
     for form in ("tanh", "erf"):
         operation("gelu_" + form, "gelu", lambda i, f=form: wide.gelu(i["x"], f),
@@ -428,8 +433,7 @@ def block(name, **config):
                   **d.weights(wide.shapes_of(c)))
 
     def compute(w):
-        norm = lambda x, n: wide.layer_norm(x, w[f"blocks.0.{n}.weight"], w[f"blocks.0.{n}.bias"],
-                                            c["layer_norm_eps"])
+        norm = lambda x, n: wide.normed(x, w, "blocks.0." + n, c)
         h1 = norm(w["x"], "norm1")
         q, k, v = (wide.linear(h1, w[f"shared.attn.{n}.weight"], w[f"shared.attn.{n}.bias"])
                    for n in "qkv")
@@ -826,6 +830,8 @@ if __name__ == "__main__":
     operations()
     mixtures()
     block("block")
+    block("block_mixtral", conventions=wide.conventions("mixtral"), norm="rms_norm",
+          layer_norm_eps=1e-5)
     block("block_author_tf", conventions=wide.conventions("author_tf"), gelu_at_output=True)
     encoders()
     models()

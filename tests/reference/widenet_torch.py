@@ -60,6 +60,18 @@ def layer_norm(x, gamma, beta, eps):
     return centred / torch.sqrt(variance + eps) * gamma + beta
 
 
+def rms_norm(x, gamma, eps):
+    """x / sqrt(mean of x^2 + eps) * gamma"""
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * gamma
+
+
+def normed(x, w, name, c):
+    """The norm of this name, with or without mean and beta."""
+    if c.get("norm") == "rms_norm":
+        return rms_norm(x, w[name + ".weight"], c["layer_norm_eps"])
+    return layer_norm(x, w[name + ".weight"], w[name + ".bias"], c["layer_norm_eps"])
+
+
 def gelu(x, form):
     if form == "erf":
         return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
@@ -255,8 +267,7 @@ def encoder(x, w, c, noise=None, key_mask=None):
     routings = []
 
     def norm(x, i, which):
-        name = f"{owner('share_layer_norm', i)}.{which}"
-        return layer_norm(x, w[name + ".weight"], w[name + ".bias"], c["layer_norm_eps"])
+        return normed(x, w, f"{owner('share_layer_norm', i)}.{which}", c)
 
     def attend(x, i):
         return self_attention(x, w, owner("share_attention", i) + ".attn", c["heads"], key_mask)
@@ -283,7 +294,7 @@ def encoder(x, w, c, noise=None, key_mask=None):
             x = norm(x + attend(x, i), i, "norm1")
             x = norm(x + feed_forward(x, i), i, "norm2")
     if c["is_pre_norm"] and c["has_final_norm"]:
-        x = layer_norm(x, w["norm.weight"], w["norm.bias"], c["layer_norm_eps"])
+        x = normed(x, w, "norm", c)
     rules = c["conventions"]
     losses = [balance_loss([r], rules["balance"]) for r in routings]
     if not losses:
@@ -319,10 +330,10 @@ def vision_model(images, w, c, noise=None):
 
 def language_model(token, types, w, c, noise=None, mask=None):
     e = c["encoder"]
-    T, eps = token.shape[1], e["layer_norm_eps"]
+    T = token.shape[1]
     x = (w["embeddings.word.weight"][token] + w["embeddings.type.weight"][types] +
          w["embeddings.position.weight"][:T])
-    x = layer_norm(x, w["embeddings.norm.weight"], w["embeddings.norm.bias"], eps)
+    x = normed(x, w, "embeddings.norm", e)
     x = linear(x, w["embeddings.projection.weight"], w["embeddings.projection.bias"])
     return encoder(x, w, e, noise, mask)
 
@@ -332,7 +343,7 @@ def masked_logits(tokens, places, w, c):
     e = c["encoder"]
     x = tokens.reshape(-1, e["width"])[places]
     h = gelu(linear(x, w["mlm.transform.weight"], w["mlm.transform.bias"]), e["gelu"])
-    h = layer_norm(h, w["mlm.norm.weight"], w["mlm.norm.bias"], e["layer_norm_eps"])
+    h = normed(h, w, "mlm.norm", e)
     return h @ w["embeddings.word.weight"].T + w["mlm.bias"]
 
 
@@ -374,6 +385,11 @@ def lamb_step(w, g, state, t, rate, beta1, beta2, eps, decay):
     w.sub_(rate * trust * u)
 
 
+def norm_shapes(name, D, c):
+    parts = ("weight",) if c.get("norm") == "rms_norm" else ("weight", "bias")
+    return {f"{name}.{part}": (D,) for part in parts}
+
+
 def shapes_of(c):
     """Name and shape of every weight of an encoder."""
     D, L, E, F, G = c["width"], c["blocks"], c["experts"], c["expert_hidden"], c["dense_hidden"]
@@ -386,7 +402,7 @@ def shapes_of(c):
         for n in "qkvo":
             shapes[f"{attn}.{n}.weight"], shapes[f"{attn}.{n}.bias"] = (D, D), (D,)
         for n in ("norm1", "norm2"):
-            shapes[f"{norm}.{n}.weight"] = shapes[f"{norm}.{n}.bias"] = (D,)
+            shapes |= norm_shapes(f"{norm}.{n}", D, c)
         ffn, j = owner("share_experts", i), i - (L - num_moe)
         if j < 0:
             shapes |= {ffn + ".ffn.fc1.weight": (D, G), ffn + ".ffn.fc1.bias": (G,),
@@ -400,5 +416,5 @@ def shapes_of(c):
         shapes |= {name + "fc1.weight": (E, D, F), name + "fc1.bias": (E, F),
                    name + "fc2.weight": (E, F, D), name + "fc2.bias": (E, D)}
     if c["is_pre_norm"] and c["has_final_norm"]:
-        shapes["norm.weight"] = shapes["norm.bias"] = (D,)
+        shapes |= norm_shapes("norm", D, c)
     return shapes
