@@ -59,6 +59,7 @@ CONFIGS = {
 EPS = 1e-6
 BALANCE = 0.01
 LEARNING_RATE = 1e-5  # so small that no routing changes much while it is timed
+BURST_SECONDS = 0.2  # as in train_step.cpp
 
 
 def configuration(options):
@@ -467,22 +468,26 @@ class Peer:
         return loss.detach(), loads
 
     def measure(self, seconds):
-        """At least three steps, at least `seconds`; the peak is read on both sides of each. One
-        step more, before them, brings the caches back after a pause."""
+        """At least three steps, at least `seconds`; the peak is read on both sides of each, or,
+        where steps are short, of some in a row, as in training. One step more, before them, brings
+        the caches back after a pause."""
         c, threads = self.c, self.options.threads
         self.start()
         self.step()
         self.device.finish()
-        times, peaks, kept = [], [self.device.peak(threads)], []
-        started = time.perf_counter()
+        times, around, kept = [], [], []
+        started, peak_before = time.perf_counter(), self.device.peak(threads)
         while len(times) < 3 or time.perf_counter() - started < seconds:
-            begin = time.perf_counter()
-            loss, loads = self.step()
-            self.device.finish()
-            times.append(time.perf_counter() - begin)
-            peaks.append(self.device.peak(threads))
-            kept.append(float(loads.clamp(max=capacity(c)).sum() / loads.sum()))
-        around = [(a + b) / 2 for a, b in zip(peaks, peaks[1:])]
+            burst, first = time.perf_counter(), len(times)
+            while len(times) == first or time.perf_counter() - burst < BURST_SECONDS:
+                begin = time.perf_counter()
+                loss, loads = self.step()
+                self.device.finish()
+                times.append(time.perf_counter() - begin)
+                kept.append(float(loads.clamp(max=capacity(c)).sum() / loads.sum()))
+            peak_after = self.device.peak(threads)
+            around += [(peak_before + peak_after) / 2] * (len(times) - first)
+            peak_before = peak_after
         kept_fraction = statistics.mean(kept)
         gflop = useful_operations(c, kept_fraction) * 1e-9
         seconds = statistics.median(times)

@@ -28,6 +28,8 @@ namespace {
 
 using namespace bench;
 
+constexpr double burst_seconds = 0.2;  // short steps run in a row for so long between two peaks
+
 struct Options {
   int threads = 1;
   bool evaluates = false;
@@ -78,13 +80,19 @@ void time_steps(const Config& config, const Options& options) {
   std::vector<double> ms, peaks, share;
   Outcome mean{0, 0, 0, 0};
   for (const double begin = now(); ms.size() < options.steps || now() - begin < options.seconds;) {
-    const double peak_before = peak();
-    const Outcome o = run();
-    const double operations = useful_operations(config, o.kept, options.evaluates);
-    ms.push_back(o.seconds * 1e3);
-    peaks.push_back((peak_before + peak()) / 2);
-    share.push_back(WIDENET_CUDA ? 0 : 100 * operations / o.seconds * 1e-9 / peaks.back());
-    mean.kept += o.kept, mean.slots += o.slots, mean.loss = o.loss;
+    std::vector<double> gflops;  // of steps in a row, as in training: the peak stops between them
+    const double peak_before = peak(), burst = now();
+    do {
+      const Outcome o = run();
+      gflops.push_back(useful_operations(config, o.kept, options.evaluates) / o.seconds * 1e-9);
+      ms.push_back(o.seconds * 1e3);
+      mean.kept += o.kept, mean.slots += o.slots, mean.loss = o.loss;
+    } while (now() - burst < burst_seconds);
+    const double around = (peak_before + peak()) / 2;
+    for (const double g : gflops) {
+      peaks.push_back(around);
+      share.push_back(WIDENET_CUDA ? 0 : 100 * g / around);
+    }
   }
   mean.kept /= double(ms.size()), mean.slots /= double(ms.size());
   print_timing(config, options, ms, share, peaks, mean, before_mb);
