@@ -193,7 +193,10 @@ check-golden:  ## data/golden and data/foreign are what their manifests say
 	@tests/tools/check_golden.sh
 
 zoo: build/examples/validate | need-tests  ## real bugs, made in copies of the header, are caught
-	+@RUN="$(RUN)" tests/tools/check_zoo.sh "$(CXX) $(BASE)"
+	+@RUN="$(RUN)" JOBS=$(JOBS) COMPILER="$(CXX) $(BASE)" tests/tools/check_zoo.sh $(ARGS)
+
+check-zoo: build/examples/validate | need-tests  ## a few of these bugs, and a harmless variation
+	+@RUN="$(RUN)" JOBS=$(JOBS) COMPILER="$(CXX) $(BASE)" tests/tools/check_zoo.sh quick
 
 bench: $(bench_programs) | need-bench  ## time everything: build/bench/index.html (ARGS=--short)
 	+@CXX="$(CXX)" FLAGS="$(BASE) $(OPENMP)" RUN="$(RUN)" tests/bench/run.sh $(ARGS)

@@ -37,6 +37,32 @@ const std::vector<support::GoldenCase>& cases() {
   return all;
 }
 
+/// Results as another implementation would dump them.
+template <class T>
+SafeTensors dumped(const support::GoldenResults<T>& results) {
+  SafeTensors dump;
+  for (const auto& r : results.values)
+    dump.add("out." + r.first, results.shapes.at(r.first), r.second);
+  for (const auto& r : results.integers) dump.add(r.first, results.shapes.at(r.first), r.second);
+  return dump;
+}
+
+/// A case, its results, and what `compare` says about them with a change.
+struct Changed {
+  explicit Changed(const std::string& name)
+      : file(read_safetensors(std::string(folder) + "/" + name + ".safetensors")),
+        c(support::read_case(name, file)), own(support::run_golden<double>(c, file)) {}
+  support::Departure operator()(
+      const std::function<void(support::GoldenResults<double>&)>& change) const {
+    support::GoldenResults<double> results = own;
+    change(results);
+    return support::compare_dump(c, file, dumped(results));
+  }
+  SafeTensors file;
+  support::GoldenCase c;
+  support::GoldenResults<double> own;
+};
+
 }  // namespace
 
 TEST_CASE("golden data: at least 40 cases of every kind, from several sources") {
@@ -116,13 +142,6 @@ TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   const SafeTensors file = read_safetensors(std::string(folder) + "/moe_colossal.safetensors");
   const support::GoldenCase c = support::read_case("moe_colossal", file);
   CHECK(c.op == "mixture");
-  const auto dumped = [&](auto results) {
-    SafeTensors dump;
-    for (const auto& r : results.values)
-      dump.add("out." + r.first, results.shapes.at(r.first), r.second);
-    for (const auto& r : results.integers) dump.add(r.first, results.shapes.at(r.first), r.second);
-    return dump;
-  };
   const auto own = support::run_golden<double>(c, file);
   const auto departure = [&](const std::function<void(support::GoldenResults<double>&)>& change) {
     support::GoldenResults<double> results = own;
@@ -166,7 +185,7 @@ TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   check_departure(departure([](auto& r) { r.values["y"][7] += .1; }), "y", "combine", "algorithm",
                   "");
   check_departure(departure([](auto& r) { r.values["loss"][0] = std::nan(""); }), "loss", "loss",
-                  "algorithm", "");
+                  "algorithm", "not finite where ours is");
   const Conventions author = Conventions::author_tf();
   check_departure(support::compare_dump(c, file,
                                         dumped(support::run_golden<double>(c, file, &author))),
@@ -244,4 +263,92 @@ TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   CHECK_THROWS_WITH_AS(support::compare_dump(c, file, other),
                        "widenet: compare: a dump must hold one of our names, such as logits; got "
                        "hidden", IoError);
+}
+
+TEST_CASE("compare: what no convention explains, but a look at the numbers does") {
+  const check::OneThread one_thread;
+  using Results = support::GoldenResults<double>;
+  const auto says = [](const support::Departure& d, const char* name, const char* bucket,
+                       const std::string& hint) {
+    CHECK(d.name == name);
+    CHECK(d.bucket == bucket);
+    CHECK(d.hint == hint);
+  };
+  const Changed mixture("moe_colossal");
+  const support::Departure odd = mixture([](Results& r) { r.values["y"][7] = std::nan(""); });
+  says(odd, "y", "algorithm", "not finite where ours is");
+  CHECK(odd.element == 7);
+  CHECK(odd.ours == mixture.own.values.at("y")[7]);
+  CHECK(std::isnan(odd.theirs));
+  CHECK(odd.absolute == infinity<double>);
+  CHECK(std::isnan(odd.cosine));
+  says(mixture([](Results& r) { for (double& y : r.values["y"]) y = 0; }), "y", "algorithm",
+       "all 0");
+  says(mixture([](Results& r) { for (double& y : r.values["y"]) y *= -1.5; }), "y", "algorithm",
+       "-1.5 times ours");
+  says(mixture([](Results& r) { r.values["balance_loss"][0] /= 4; }), "balance_loss", "algorithm",
+       "0.25 times ours");
+  says(mixture([](Results& r) { r.values["balance_loss"][0] /= 4.1; }), "balance_loss",
+       "algorithm", "");
+  says(mixture([](Results& r) { r.values["y"] = r.values["grad.x"]; }), "y", "algorithm",
+       "our grad.x");
+
+  // The balance loss in the loss and in gradients.
+  const double balance = mixture.own.values.at("balance_loss")[0];
+  says(mixture([&](Results& r) { r.values["loss"][0] -= balance; }), "loss", "algorithm",
+       "without the balance loss");
+  says(mixture([&](Results& r) { r.values["loss"][0] += balance; }), "loss", "algorithm",
+       "the balance loss counts twice");
+  const Changed vision("vision_widenet");
+  const double main = vision.own.values.at("main_loss")[0];
+  says(vision([&](Results& r) { r.values["loss"][0] += r.values["loss"][0] - main; }), "loss",
+       "algorithm", "the balance loss counts twice");
+  const char* const router = "grad.shared.moe.router.weight";
+  SafeTensors idle = mixture.file;
+  std::vector<char>& d_y = idle.tensors.at("in.d_y").bytes;
+  std::fill(d_y.begin(), d_y.end(), char(0));
+  const auto share = support::run_golden<double>(mixture.c, idle).values.at(router);
+  says(mixture([&](Results& r) { r.values[router] = share; }), router, "algorithm",
+       "of the balance loss alone");
+  says(mixture([&](Results& r) {
+         for (std::size_t i = 0; i < share.size(); ++i) r.values[router][i] -= share[i];
+       }),
+       router, "algorithm", "without the balance loss");
+
+  // Experts of a checkpoint in another order.
+  SafeTensors turned = mixture.file;
+  for (auto& entry : turned.tensors)
+    if (entry.first.rfind("in.shared.moe.experts.", 0) == 0)
+      std::rotate(entry.second.bytes.begin(), entry.second.bytes.begin() +
+                      static_cast<std::ptrdiff_t>(entry.second.bytes.size() / 4),
+                  entry.second.bytes.end());
+  says(support::compare_dump(mixture.c, mixture.file,
+                             dumped(support::run_golden<double>(mixture.c, turned))),
+       "results", "layout", "as with the experts in the order 1, 2, 3, 0");
+
+  // Token 5 is undecided between all four experts.
+  const Changed ties("moe_ties");
+  says(ties([](Results& r) { r.integers["expert"][10] = 2, r.integers["expert"][11] = 3; }),
+       "expert", "algorithm", "a tie: the experts chosen are as probable as ours");
+  says(ties([](Results& r) { r.integers["expert"][0] = 0; }), "expert", "algorithm", "");
+  says(ties([](Results& r) { r.integers["expert"][10] = 9; }), "expert", "algorithm", "");
+}
+
+TEST_CASE("compare: what a case with results leaves out is noise") {
+  const check::OneThread one_thread;
+  const Changed training("training_adamw");
+  const auto agrees = [&](const std::string& name) {
+    const support::Departure d = training([&](auto& r) { r.values.at(name)[0] *= 2; });
+    CHECK(d.missing.empty());
+    return d.name.empty();
+  };
+  for (const char* name : {"last.", "adamw.m.", "adamw.v."})
+    CHECK(agrees(std::string(name) + "shared.attn.k.bias"));
+  CHECK_FALSE(agrees("last.shared.attn.q.bias"));
+  SafeTensors own = training.file;  // a case without results determines all of them
+  for (auto at = own.tensors.lower_bound("out."); at != own.tensors.end();)
+    at = own.tensors.erase(at);
+  support::GoldenResults<double> results = training.own;
+  results.values.at("last.shared.attn.k.bias")[0] *= 2;
+  CHECK(support::compare_dump(training.c, own, dumped(results)).name == "last.shared.attn.k.bias");
 }

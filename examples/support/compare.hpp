@@ -9,8 +9,8 @@
 #include "support/golden.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // find, max, remove, sort, stable_sort
-#include <cmath>      // fabs, fmax, isfinite, nextafter
+#include <algorithm>  // fill, find, find_if, max, remove, rotate, sort, stable_sort
+#include <cmath>      // fabs, fmax, isfinite, nextafter, round
 #include <cstdint>    // int32_t
 #include <cstring>    // memcpy
 #include <iomanip>    // setprecision
@@ -288,7 +288,8 @@ class Walk {
  public:
   Walk(const GoldenCase& c, const SafeTensors& file, const SafeTensors& dump)
       : case_(c), file_(file), dump_(dump), exact(run_golden<double>(c, file)) {
-    order = exact.order;
+    for (const std::string& name : exact.order)
+      if (!is_noise(name)) order.push_back(name);
     std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
       return place_of(c.op, a) < place_of(c.op, b);
     });
@@ -310,6 +311,12 @@ class Walk {
   }
   bool is_whole(const std::string& name) const { return exact.integers.count(name) > 0; }
   bool is_float(const std::string& name) const { return stored(name).dtype == "F32"; }
+
+  /// The run of the case with other inputs.
+  GoldenResults<double> run_with(const SafeTensors& inputs) const {
+    return run_golden<double>(case_, inputs);
+  }
+  const SafeTensors& inputs() const { return file_; }
 
   /// What a result is measured by, and what it may be off by.
   double largest(const std::string& name) const {
@@ -348,6 +355,13 @@ class Walk {
   std::string key_of(const std::string& name) const {
     return dump_.tensors.count("out." + name) > 0 ? "out." + name : name;
   }
+  /// A case that holds results leaves out those that nothing determines: Adam divides the gradient
+  /// of the key bias, 0 but for rounding, by its own size.
+  bool is_noise(const std::string& name) const {
+    const auto first = file_.tensors.lower_bound("out.");
+    const bool holds_results = first != file_.tensors.end() && first->first.rfind("out.", 0) == 0;
+    return holds_results && file_.tensors.count("out." + name) == 0;
+  }
   const GoldenCase& case_;
   const SafeTensors &file_, &dump_;
   std::map<std::string, double> error32_;
@@ -355,7 +369,7 @@ class Walk {
 
  public:
   GoldenResults<double> exact;
-  std::vector<std::string> order;  // of computation, whole numbers first within a routing
+  std::vector<std::string> order;  // of computation, whole numbers first within a routing; no noise
 };
 
 /// The settings about which implementations disagree, with their values in JSON.
@@ -472,6 +486,116 @@ inline Changes fewest_changes(const Explanation& set, const Json& settings) {
   return fewest;
 }
 
+/// In which order the experts must stand so that their results are those of the dump, if it is
+/// another: "as with the experts in the order 0, 2, 1". Every expert is tried at every place; one
+/// that has no tokens stays at its own.
+inline std::string order_of_experts(const Walk& walk, double tolerance) {
+  const Numbers theirs = walk.theirs("results");
+  const Index E = walk.exact.shapes.at("results")[0];
+  if (E < 2 || theirs.size() != walk.exact.values.at("results").size()) return "";
+  const std::size_t size = theirs.size() / static_cast<std::size_t>(E);
+  std::vector<Index> expert_at(static_cast<std::size_t>(E), -1);
+  for (Index shift = 0; shift < E; ++shift) {
+    SafeTensors turned = walk.inputs();
+    for (auto& entry : turned.tensors) {
+      if (entry.first.rfind("in.shared.moe.experts.", 0) != 0) continue;
+      auto& bytes = entry.second.bytes;
+      const Index size_of_one = static_cast<Index>(bytes.size()) / E;
+      std::rotate(bytes.begin(), bytes.begin() + shift * size_of_one, bytes.end());
+    }
+    const Numbers ours = walk.run_with(turned).values.at("results");
+    for (std::size_t e = 0; e < expert_at.size(); ++e) {
+      bool agrees = expert_at[e] < 0;
+      for (std::size_t i = e * size; i < (e + 1) * size; ++i)
+        agrees = agrees && std::fabs(ours[i] - theirs[i]) <= tolerance;
+      if (agrees) expert_at[e] = (static_cast<Index>(e) + shift) % E;
+    }
+  }
+  PlainText text;
+  for (const Index e : expert_at) {
+    if (e < 0) return "";
+    text << (text.str().empty() ? "as with the experts in the order " : ", ") << e;
+  }
+  return text.str();
+}
+
+/// Whether all experts chosen are as probable as ours: then only the order of ties differs.
+inline bool is_tie(const Walk& walk, const std::string& name) {
+  const std::string routing = name.substr(0, name.rfind('.') + 1);
+  if (name != routing + "expert") return false;
+  const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
+  const Numbers& p = walk.exact.values.at(routing + "probabilities");
+  const std::size_t E = static_cast<std::size_t>(walk.exact.shapes.at(routing + "load")[0]);
+  const std::size_t K = static_cast<std::size_t>(walk.exact.shapes.at(name).last());
+  for (std::size_t nk = 0; nk < ours.size(); ++nk) {
+    if (!(theirs[nk] >= 0 && theirs[nk] < double(E))) return false;
+    const auto p_of = [&](double e) { return p[nk / K * E + static_cast<std::size_t>(e)]; };
+    if (p_of(theirs[nk]) != p_of(ours[nk])) return false;
+  }
+  return true;
+}
+
+/// What has become of the balance loss in a loss or a gradient, if that explains the result.
+inline std::string balance_in(const Walk& walk, const std::string& name) {
+  const auto& all = walk.exact.values;
+  const Numbers& ours = all.at(name);
+  Numbers share;  // of the balance loss in ours
+  if (name == "loss" && all.count("balance_loss") > 0) {
+    share = all.at("balance_loss");
+    if (all.count("main_loss") > 0) share[0] = ours[0] - all.at("main_loss")[0];
+  } else if (name.rfind("grad.", 0) == 0 && walk.inputs().tensors.count("in.d_y") > 0) {
+    SafeTensors inputs = walk.inputs();
+    auto& d_y = inputs.tensors.at("in.d_y").bytes;
+    std::fill(d_y.begin(), d_y.end(), char(0));
+    share = walk.run_with(inputs).values.at(name);
+  } else {
+    return "";
+  }
+  const auto is = [&](double main, double balance) {  // theirs = main + balance, so often as given
+    Numbers sum;
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      sum.push_back(main * (ours[i] - share[i]) + balance * share[i]);
+    return distance(sum, walk.theirs(name)) <= walk.tolerance(name);
+  };
+  return is(1, 0)   ? "without the balance loss"
+         : is(1, 2) ? "the balance loss counts twice"
+         : is(0, 1) ? "of the balance loss alone"
+                    : "";
+}
+
+/// "c times ours", if theirs are. Any two numbers are in some ratio: for single ones it has to be,
+/// one way or the other, a whole number.
+inline std::string multiple_of(const Numbers& ours, const Numbers& theirs, double tolerance) {
+  std::size_t at = 0;  // of the largest
+  for (std::size_t i = 0; i < ours.size(); ++i)
+    if (std::fabs(ours[i]) > std::fabs(ours[at])) at = i;
+  const double ratio = theirs[at] / ours[at], size = std::fabs(ratio);
+  const double whole = std::fmax(size, 1 / size);
+  bool holds = ours.size() > 1 || std::fabs(whole - std::round(whole)) <=
+                                      whole * tolerance / std::fabs(ours[at]);
+  for (std::size_t i = 0; i < ours.size(); ++i)
+    holds = holds && std::fabs(theirs[i] - ratio * ours[i]) <= tolerance * std::fmax(1, size);
+  PlainText text;
+  text << ratio << " times ours";
+  return holds ? text.str() : "";
+}
+
+/// What is plain to see about a result that no convention explains.
+inline std::string relation_of(const Walk& walk, const std::string& name) {
+  const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
+  if (ours.size() != theirs.size() || ours.empty()) return "";
+  if (walk.is_whole(name))
+    return is_tie(walk, name) ? "a tie: the experts chosen are as probable as ours" : "";
+  for (const double x : theirs)
+    if (!std::isfinite(x)) return "not finite where ours is";
+  if (largest_of(theirs) == 0) return "all 0";
+  const std::string balance = balance_in(walk, name);
+  if (!balance.empty()) return balance;
+  for (const auto& other : walk.exact.values)
+    if (distance(other.second, theirs) <= walk.tolerance(name)) return "our " + other.first;
+  return multiple_of(ours, theirs, walk.tolerance(name));
+}
+
 /// Walks the results of a case in the order of computation, whole numbers first within a routing,
 /// until one of the dump is out of tolerance:
 ///
@@ -480,8 +604,9 @@ inline Changes fewest_changes(const Explanation& set, const Json& settings) {
 ///
 /// and says what kind of departure that is: one of layout; one that goes away under other
 /// conventions, which it names; one that looks like rounding; or else one of the algorithm. A dump
-/// holds out.NAME or NAME, and need not hold everything. With outputs of the layer alone `explain`
-/// searches all conventions together; with more, the search is one change after the other.
+/// holds out.NAME or NAME, and need not hold everything; what a case with results leaves out is
+/// noise, and not compared. With outputs of the layer alone `explain` searches all conventions
+/// together; with more, the search is one change after the other.
 ///
 ///   Errors    IoError if no name of the dump is one of ours
 inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
@@ -517,6 +642,14 @@ inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
                  (walk.is_float(name) ? ulp_of<float>(largest) : ulp_of<double>(largest));
     found.ours = ours[static_cast<std::size_t>(d.at)];
     found.theirs = theirs[static_cast<std::size_t>(d.at)];
+    const auto odd = std::find_if(theirs.begin(), theirs.end(),
+                                  [](double x) { return !std::isfinite(x); });
+    if (odd != theirs.end()) {  // no difference can be computed
+      found.element = odd - theirs.begin();
+      found.ours = ours[static_cast<std::size_t>(found.element)], found.theirs = *odd;
+      found.absolute = found.relative = found.ulps = std::numeric_limits<double>::infinity();
+      found.cosine = std::numeric_limits<double>::quiet_NaN();
+    }
   }
   found.bucket = "layout";
   found.hint = layout_of(ours, theirs, found.shape, found.their_shape, tolerance);
@@ -525,6 +658,7 @@ inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
   if (walk.is_whole(name) && ours.size() == theirs.size() && name.find("expert") < name.size() &&
       is_renamed(ours, theirs))
     found.hint = "the experts have other numbers";
+  if (found.hint.empty() && name == "results") found.hint = order_of_experts(walk, tolerance);
   if (!found.hint.empty()) return found;
 
   found.bucket = "convention";
@@ -549,7 +683,7 @@ inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
   const bool is_rounding = !walk.is_whole(name) && found.element >= 0 &&
                            found.absolute <= 1000 * tolerance;
   found.bucket = is_rounding ? "rounding" : "algorithm";
-  if (is_rounding) found.hint = "within 1000 times the tolerance";
+  found.hint = is_rounding ? "within 1000 times the tolerance" : relation_of(walk, name);
   return found;
 }
 

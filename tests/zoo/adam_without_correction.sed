@@ -2,4 +2,5 @@
 # seen in: BERT's and ALBERT's optimisers
 # case: optimiser_adamw
 # expect: first.a, algorithm
-/^class AdamW/,/^};/ s|const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));|const T correct2 = T(t) / T(t);|
+# lines: 2
+/^class AdamW/,/^};/ s|= T(1 / (1 - std::pow(options_.beta\([12]\), t)));|= T(t) / T(t);|

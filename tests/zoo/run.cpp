@@ -1,6 +1,7 @@
-// Runs golden cases with the header at hand, a mutant in the zoo, and writes all results:
-//   run CASE OUT [SETTINGS]...     three words for each case; settings in JSON, or "-"
-// With SETTINGS the case that has them is written to OUT.case.
+// Runs golden cases with the header at hand, a changed one in the zoo, in numbers of type
+// ZOO_NUMBER, and writes all results:
+//   run CASE OUT SETTINGS [CASE OUT SETTINGS]...   SETTINGS: further ones in JSON, or "-"
+// A case with further settings is written to OUT.case.
 #include "support/golden.hpp"
 
 #include <cstdio>

@@ -1,7 +1,7 @@
 # Of equal probabilities the expert with the higher number wins.
 # seen in: torch.topk leaves it open (vllm #52679 and #54403); numpy.argsort reversed
 # case: moe_ties
-# expect: expert, algorithm
+# expect: expert, algorithm, a tie
 # lines: 4
 /^void top_k(/,/^}/ {
   s/Index last_e = -1;/Index last_e = E;/
