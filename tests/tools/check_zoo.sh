@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bug zoo:  check_zoo.sh [bugs | harmless | quick | NAME...]
+# The bug zoo:  check_zoo.sh [bugs | harmless | quick | NAME... | NUMBER/VARIATION...]
 #
 # Each tests/zoo/NAME.sed makes a real bug of other implementations in a copy of the header, and
 # says which golden case shows it. `validate compare` must catch it, at the result and as the kind
@@ -19,7 +19,6 @@ zoo=build/zoo validate="${RUN:-} build/examples/validate" own=$COMPILER
 portable=$(sed -E 's/ -march=[^ ]*//' <<< "$own") clang="clang++ ${own#* }"
 few_bugs=(served_by_choice experts_swapped shared_tensor_stepped_often)
 by_definition="-DWIDENET_NO_VECTORS=1"  # of products: the same bits, and less to compile
-rm -rf "$zoo"
 mkdir -p "$zoo"
 echo "# lines: 0" > "$zoo/nothing.sed"
 
@@ -30,6 +29,8 @@ queue=()  # the folders of what was spawned
 # spawn FUNCTION NAME ARGUMENT...: calls it beside others, in a folder; its line goes to `result`.
 spawn() {
   local folder=$zoo/$2
+  [[ -z $only || " $only " == *" $2 "* ]] || return
+  rm -rf "$folder"
   mkdir -p "$folder"
   queue+=("$folder")
   while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-$(nproc)}" ]; do wait -n; done
@@ -146,11 +147,12 @@ report() {
   queue=()
 }
 
-failed=0
+failed=0 names='' only=''
 case ${1:-all} in
   all | bugs) names=$(basename -s .sed tests/zoo/*.sed) ;;
   quick) names=${few_bugs[*]} ;;
-  harmless) names= ;;
+  harmless) ;;
+  */*) only=$* ;;
   *) names=$* ;;
 esac
 if [ -n "$names" ]; then
@@ -161,7 +163,7 @@ if [ -n "$names" ]; then
   echo "zoo: $caught of $(wc -w <<< "$names") bugs caught, $named of them named"
   [ "${1:-all}" != all ] || [ "$named" -ge 18 ] || failed=$((failed + 1))
 fi
-if [[ ${1:-all} == @(all|harmless|quick) ]]; then
+if [[ ${1:-all} == @(all|harmless|quick|*/*) ]]; then
   printf '%-20s %-6s %7s %5s %10s %6s\n' variation number threads cases 'other bits' alarms
   if [ "${1:-}" = quick ]; then
     spawn vary float/plain same 1 "$own" -O0 $by_definition
