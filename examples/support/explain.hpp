@@ -17,7 +17,8 @@
 #include <numeric>           // iota
 #include <set>               // set
 #include <string>            // string
-#include <tuple>             // tuple
+#include <tuple>             // make_tuple, tie, tuple
+#include <unordered_map>     // unordered_map
 #include <utility>           // pair
 #include <vector>            // vector
 
@@ -94,8 +95,11 @@ inline Numbers weight_of(const SafeTensors& file, const std::string& name, const
   const Shape found = file.at("in." + name).shape, of_blocks(extents);
   const bool is_swapped = shape.rank() > 1 && found.rank() == shape.rank() &&
                           found.num_values() == shape.num_values();
-  require<IoError>(found == shape || found == of_blocks, "explain: ", name, " must be ", shape,
-                   " or, for each block its own, ", of_blocks, "; got ", found,
+  PlainText wanted;
+  wanted << shape;
+  if (L > 1) wanted << " or, one for each block, " << of_blocks;
+  require<IoError>(found == shape || found == of_blocks, "explain: ", name, " must be ",
+                   wanted.str(), "; got ", found,
                    is_swapped ? "; hint: weights are (in, out), a Linear of PyTorch is (out, in)"
                               : "");
   const Numbers values = numbers_of(file, "in." + name);
@@ -382,16 +386,28 @@ inline std::vector<std::size_t> queue_of(const LayerRun& run, const Choices& c, 
   return order;
 }
 
+/// The places of the choices in the queues of their experts in each group, -1 of those that do not
+/// ask.
+inline Integers places_of(const LayerRun& run, const Choices& c, Priority priority,
+                          std::size_t group) {
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  Integers place(run.N * K, -1), asked(run.N / group * run.E, 0);
+  for (const std::size_t i : queue_of(run, c, priority))
+    if (c.asks.empty() || c.asks[i])
+      place[i] = asked[i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i])]++;
+  return place;
+}
+
 /// Slots of the choices, -1 without one, where an expert serves `usable` choices of each group.
-inline Integers slots_of(const LayerRun& run, const Choices& c, Priority priority,
+inline Integers slots_of(const LayerRun& run, const Choices& c, const Integers& place,
                          std::size_t group, Index usable) {
   const std::size_t K = static_cast<std::size_t>(c.K);
-  Integers slot(run.N * K, -1), served(run.N / group * run.E, 0);
-  const auto queue = [&](std::size_t i) {
-    return i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i]);
-  };
-  for (const std::size_t i : queue_of(run, c, priority))
-    if ((c.asks.empty() || c.asks[i]) && served[queue(i)] < usable) slot[i] = served[queue(i)]++;
+  Integers slot = place, served(run.N / group * run.E, 0);
+  for (std::size_t i = 0; i < slot.size(); ++i) {
+    if (place[i] >= usable) slot[i] = -1;
+    if (slot[i] >= 0)
+      ++served[i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i])];
+  }
   const std::size_t groups = run.block_tokens() / group;
   for (std::size_t i = 0; i < slot.size(); ++i) {  // behind those of the groups before in its block
     const std::size_t own = i / (group * K);
@@ -566,8 +582,9 @@ class Outputs {
     const Scores s = scores_of(run_, rules, router_sees);
     Choices choices = choices_of(run_, s, c);
     choices.asks = asks_of(run_, choices, rules);
-    const Integers slot = slots_of(run_, choices, rules.priority,
-                                   group_of(run_, rules.capacity_sequences), usable_of(run_, c));
+    const std::size_t group = group_of(run_, rules.capacity_sequences);
+    const Integers place = places_of(run_, choices, rules.priority, group);
+    const Integers slot = slots_of(run_, choices, place, group, usable_of(run_, c));
     const Numbers gate = gates_of(choices, slot, rules.gate, rules.gate_eps);
     Numbers& results = results_[{c.is_rms, c.norm_eps, is_in_place, c.activation,
                                  c.activation_at_output}];
@@ -693,8 +710,8 @@ struct Explanation {
     const Conventions& r = c.rules;
     return std::make_tuple(
         r.router_bias, r.first_choice_sees_noise, r.gate_sees_noise, r.gate, r.priority, r.dropped,
-        r.capacity_sequences, is_relevant(c, "gate_eps") ? r.gate_eps : 0,
-        is_relevant(c, "second_choice_threshold") ? r.second_choice_threshold : 0);
+        r.capacity_sequences, r.gate == GateRule::raw ? 0 : r.gate_eps,
+        has_coins && c.K > 1 ? r.second_choice_threshold : 0);
   }
   static auto rest_of(const Combination& c) {
     return std::make_tuple(c.K, c.activation, c.activation_at_output, c.is_rms, c.norm_eps);
@@ -703,9 +720,11 @@ struct Explanation {
   /// the norm are.
   bool contains(const Combination& c, bool rules_only = false) const {
     const Conventions& r = c.rules;
+    const auto rules = rules_of(c);
+    const bool is_scaled = is_relevant(c, "noise_scale");
     for (const Match& match : matches) {
       const Combination& b = match.base;
-      if (rules_of(b) != rules_of(c) || (!rules_only && rest_of(b) != rest_of(c))) continue;
+      if (rules_of(b) != rules || (!rules_only && rest_of(b) != rest_of(c))) continue;
       const bool has_formula =
           std::any_of(match.formulas->begin(), match.formulas->end(),
                       [&](const CapacityFormula& f) { return f.is_of(c, !rules_only); });
@@ -714,7 +733,7 @@ struct Explanation {
             return f.noise.law == r.noise && f.rule == r.balance &&
                    f.sees_noise == r.balance_sees_noise &&
                    (!has_blocks || f.reduction == r.reduction) &&
-                   (!is_relevant(c, "noise_scale") || f.noise.scale == r.noise_scale);
+                   (!is_scaled || f.noise.scale == r.noise_scale);
           });
       if (has_formula && has_form) return true;
     }
@@ -1041,31 +1060,35 @@ class ConventionSearch {
 
   void try_slots(Combination c, const Scores& s, const Choices& choices) {
     const std::size_t group = group_of(run_, c.rules.capacity_sequences);
+    const Integers place = places_of(run_, choices, c.rules.priority, group);
+    const bool is_known = run_.results.count("slot") + run_.results.count("kept") > 0;
+    const GateRule asked_by = c.rules.gate;
+    const double asked_with = c.rules.gate_eps;
+    Mask mask(place.size());
     for (const auto& capacity : capacities(c.K, Index(group))) {
-      const Integers slot =
-          slots_of(run_, choices, c.rules.priority, group, capacity.first);
-      Integers kept(run_.L * run_.E);
-      Mask mask;
-      for (std::size_t i = 0; i < slot.size(); ++i) {
-        mask.push_back(slot[i] >= 0);
-        kept[expert_of(choices, i)] += mask[i];
-      }
-      if (!agrees("slot", slot) || !agrees("kept", kept)) continue;
-      const auto found = tails_.find(mask);
-      if (found == tails_.end()) tails_[mask] = tails(choices, slot);
-      if (tails_[mask].empty()) continue;
+      for (std::size_t i = 0; i < place.size(); ++i)
+        mask[i] = 0 <= place[i] && place[i] < capacity.first;
+      const auto slots = [&] { return slots_of(run_, choices, place, group, capacity.first); };
+      if (is_known && !gives_slots(choices, slots())) continue;
+      const auto known = tails_.find(mask);
+      const std::vector<Tail>& alike =
+          known == tails_.end() ? tails_[mask] = tails(choices, slots()) : known->second;
+      if (alike.empty()) continue;
       auto& forms = forms_[{mask, group}];
-      if (!forms) forms = balance_forms(c, s, choices, slot);
+      if (!forms) forms = balance_forms(c, s, choices, slots());
       if (forms->empty()) continue;
-      const GateRule asked_by = c.rules.gate;
-      const double asked_with = c.rules.gate_eps;
-      for (const Tail& tail : tails_[mask]) {
+      for (const Tail& tail : alike) {
         if (!choices.asks.empty() && (tail.gate != asked_by || tail.eps != asked_with)) continue;
         c.rules.gate = tail.gate, c.rules.gate_eps = tail.eps, c.rules.dropped = tail.dropped;
         c.activation = tail.activation, c.activation_at_output = tail.is_at_output;
         explanation.matches.push_back({c, capacity.second, forms});
       }
     }
+  }
+  bool gives_slots(const Choices& choices, const Integers& slot) const {
+    Integers kept(run_.L * run_.E);
+    for (std::size_t i = 0; i < slot.size(); ++i) kept[expert_of(choices, i)] += slot[i] >= 0;
+    return agrees("slot", slot) && agrees("kept", kept);
   }
 
   /// The weights and nonlinearities that give y.
@@ -1092,11 +1115,12 @@ class ConventionSearch {
     Numbers& results = results_[{tail.activation, tail.is_at_output, is_in_place_}];
     if (results.empty())
       results = expert_results(run_, experts_see_, tail.activation, tail.is_at_output);
+    const double tolerance = tolerance_.at("y");
     Numbers y(run_.D);
     for (std::size_t n = 0; n < run_.N; ++n) {
       combine_token(run_, choices, slot, gate, results, experts_see_, tail.dropped, n, y.data());
       for (std::size_t d = 0; d < run_.D; ++d)
-        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance_.at("y"))) return false;
+        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance)) return false;
     }
     return true;
   }
@@ -1104,23 +1128,30 @@ class ConventionSearch {
                                                                 const Choices& choices,
                                                                 const Integers& slot) const {
     const auto found = std::make_shared<std::vector<BalanceForm>>();
+    std::map<double, bool> gives_loss;  // of each deviation of the noise, which `load` looks at
     const auto consider = [&](const BalanceForm& form) {
       form.apply(c);
-      if (form.rule == BalanceRule::load && c.rules.noise_deviation(Index(run_.E)) <= 0) return;
-      if (run_.results.count("balance_loss") == 0 ||
-          agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)}))
-        found->push_back(form);
+      const bool is_load = form.rule == BalanceRule::load;
+      const double deviation = is_load ? c.rules.noise_deviation(Index(run_.E)) : 0;
+      if (is_load && deviation <= 0) return;
+      if (gives_loss.count(deviation) == 0)
+        gives_loss[deviation] =
+            run_.results.count("balance_loss") == 0 ||
+            agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)});
+      if (gives_loss[deviation]) found->push_back(form);
     };
-    for (int rule = 0; rule < 9; ++rule)
-      for (const ScaledLaw& law : laws_) {
-        const bool is_load = static_cast<BalanceRule>(rule) == BalanceRule::load;
-        std::vector<double> all_scales = {law.scale};
-        if (is_load && !is_scaled(law.law)) all_scales = scales();
-        for (const double scale : all_scales)
-          for (const bool sees : {true, false})
-            for (const Reduction reduction : reductions())
-              consider({{law.law, scale}, static_cast<BalanceRule>(rule), sees, reduction});
-      }
+    for (int i = 0; i < 9; ++i)
+      for (const bool sees : {true, false})
+        for (const Reduction reduction : reductions()) {
+          const BalanceRule rule = static_cast<BalanceRule>(i);
+          gives_loss.clear();
+          for (const ScaledLaw& law : laws_) {
+            std::vector<double> all_scales = {law.scale};
+            if (rule == BalanceRule::load && !is_scaled(law.law)) all_scales = scales();
+            for (const double scale : all_scales)
+              consider({{law.law, scale}, rule, sees, reduction});
+          }
+        }
     return found;
   }
 
@@ -1131,7 +1162,7 @@ class ConventionSearch {
   bool is_in_place_ = false;
   std::vector<ScaledLaw> laws_;
   std::map<std::tuple<Activation, bool, bool>, Numbers> results_;
-  std::map<Mask, std::vector<Tail>> tails_;
+  std::unordered_map<Mask, std::vector<Tail>> tails_;
   std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
 };
 
