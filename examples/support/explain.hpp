@@ -571,9 +571,9 @@ inline Index usable_of(const LayerRun& run, const Combination& c) {
 
 /// The outputs of one run under many combinations: y (N, D) and then the balance loss. What the
 /// experts make of the tokens, most of the work, is computed once for all that agree in it.
-class Outputs {
+class LayerOutputs {
  public:
-  explicit Outputs(const LayerRun& run) : run_(run) {}
+  explicit LayerOutputs(const LayerRun& run) : run_(run) {}
   Numbers operator()(const Combination& c) {
     const Conventions& rules = c.rules;
     const Numbers x = normed(run_, c.is_rms, c.norm_eps), router_sees = jittered(run_, rules, x);
@@ -602,12 +602,14 @@ class Outputs {
   const LayerRun& run_;
   std::map<std::tuple<bool, double, bool, Activation, bool>, Numbers> results_;
 };
-inline Numbers outputs_of(const LayerRun& run, const Combination& c) { return Outputs(run)(c); }
+inline Numbers outputs_of(const LayerRun& run, const Combination& c) {
+  return LayerOutputs(run)(c);
+}
 
 // The search ======================================================================================
 
 /// Whether a rule of capacity rounds as a convention says; whether it knows a capacity factor.
-inline bool is_rounded(CapacityRule rule) { return rule < CapacityRule::single_precision; }
+inline bool has_rounding(CapacityRule rule) { return rule < CapacityRule::single_precision; }
 inline bool has_factor(CapacityRule rule) { return rule <= CapacityRule::single_precision; }
 
 /// A capacity, but for the tokens that share it.
@@ -629,7 +631,7 @@ struct CapacityFormula {
     const Conventions& r = c.rules;
     return rule == r.capacity && multiple == r.capacity_multiple &&
            minimum == r.capacity_minimum && unusable == r.unusable_slots &&
-           (!is_rounded(rule) || rounding == r.capacity_rounding) &&
+           (!has_rounding(rule) || rounding == r.capacity_rounding) &&
            (rule != CapacityRule::absolute || slots == r.capacity_slots) &&
            (!with_factor || !has_factor(rule) || factor == c.factor);
   }
@@ -674,23 +676,25 @@ struct Explanation {
   std::vector<Match> matches;
   std::map<std::string, std::set<std::string>> searched;  // values of each knob
   std::set<std::string> given;                            // knobs of which the run says the value
-  bool has_blocks = false, has_draws = false, has_coins = false;
+  bool has_blocks = false, has_noise = false, has_draws = false, has_coins = false;
 
   /// Whether a knob says anything under these conventions about such a run: the reduction over
-  /// blocks if there are several, the scale of the noise and the threshold of second choices if
-  /// what was drawn is known. The rule `load` knows the deviation of the noise.
+  /// blocks if there are several; the law of noise and who sees it if there is any; its scale and
+  /// the threshold of second choices if what was drawn is known. The rule `load` knows the
+  /// deviation of the noise also where there is none.
   bool is_relevant(const Combination& c, const std::string& knob) const {
     const Conventions& r = c.rules;
     if (knob == "gate_eps") return r.gate != GateRule::raw;
     if (knob == "capacity_slots") return r.capacity == CapacityRule::absolute;
-    if (knob == "capacity_rounding") return is_rounded(r.capacity);
+    if (knob == "capacity_rounding") return has_rounding(r.capacity);
     if (knob == "capacity_factor") return has_factor(r.capacity);
     if (knob == "balance_reduction") return has_blocks;
     if (knob == "second_choice_threshold") return has_coins && c.K > 1;
+    if (knob == "router_noise") return has_noise || r.balance == BalanceRule::load;
     if (knob == "noise_scale")
       return r.balance == BalanceRule::load ||
              (has_draws && r.noise != RouterNoise::none && !r.is_jittered());
-    return true;
+    return has_noise || knob.find("sees_noise") == std::string::npos;
   }
 
   std::size_t size() const {
@@ -709,9 +713,9 @@ struct Explanation {
   auto rules_of(const Combination& c) const {
     const Conventions& r = c.rules;
     return std::make_tuple(
-        r.router_bias, r.first_choice_sees_noise, r.gate_sees_noise, r.gate, r.priority, r.dropped,
-        r.capacity_sequences, r.gate == GateRule::raw ? 0 : r.gate_eps,
-        has_coins && c.K > 1 ? r.second_choice_threshold : 0);
+        r.router_bias, has_noise && r.first_choice_sees_noise, has_noise && r.gate_sees_noise,
+        r.gate, r.gate == GateRule::raw ? 0 : r.gate_eps, r.priority, r.dropped,
+        r.capacity_sequences, has_coins && c.K > 1 ? r.second_choice_threshold : 0);
   }
   static auto rest_of(const Combination& c) {
     return std::make_tuple(c.K, c.activation, c.activation_at_output, c.is_rms, c.norm_eps);
@@ -721,7 +725,7 @@ struct Explanation {
   bool contains(const Combination& c, bool rules_only = false) const {
     const Conventions& r = c.rules;
     const auto rules = rules_of(c);
-    const bool is_scaled = is_relevant(c, "noise_scale");
+    const bool is_noisy = is_relevant(c, "router_noise"), is_scaled = is_relevant(c, "noise_scale");
     for (const Match& match : matches) {
       const Combination& b = match.base;
       if (rules_of(b) != rules || (!rules_only && rest_of(b) != rest_of(c))) continue;
@@ -730,8 +734,8 @@ struct Explanation {
                       [&](const CapacityFormula& f) { return f.is_of(c, !rules_only); });
       const bool has_form = std::any_of(
           match.forms->begin(), match.forms->end(), [&](const BalanceForm& f) {
-            return f.noise.law == r.noise && f.rule == r.balance &&
-                   f.sees_noise == r.balance_sees_noise &&
+            return f.rule == r.balance && (!is_noisy || f.noise.law == r.noise) &&
+                   (!has_noise || f.sees_noise == r.balance_sees_noise) &&
                    (!has_blocks || f.reduction == r.reduction) &&
                    (!is_scaled || f.noise.scale == r.noise_scale);
           });
@@ -772,10 +776,11 @@ inline double tolerance_of(const LayerRun& run, double largest) {
 ///
 ///   Errors    ValueError if one of the runs says what was drawn, or has blocks, and the other not
 inline Explanation both_of(const Explanation& a, const Explanation& b) {
-  require<ValueError>(a.has_blocks == b.has_blocks && a.has_draws == b.has_draws &&
-                          a.has_coins == b.has_coins && a.given == b.given,
+  require<ValueError>(a.has_blocks == b.has_blocks && a.has_noise == b.has_noise &&
+                          a.has_draws == b.has_draws && a.has_coins == b.has_coins &&
+                          a.given == b.given,
                       "explain: runs must be of one kind: all of one block or of several, with the "
-                      "same metadata, and with or without draws and coins; got others");
+                      "same metadata, and with or without noise, draws and coins; got others");
   Explanation both = a;
   both.matches.clear();
   const auto key_of = [&a](const Combination& c) {
@@ -817,6 +822,7 @@ class ConventionSearch {
       tolerance_[result.first] = tolerance_of(run, largest);
     }
     explanation.has_blocks = run.L > 1, explanation.has_coins = !run.coins.empty();
+    explanation.has_noise = !run.noise.empty() || !run.draws.empty() || !run.jitter.empty();
     explanation.has_draws = !run.draws.empty() && run.noise.empty();
     if (run.K > 0) explanation.given.insert("top_k");
     if (run.factor.numerator > 0) explanation.given.insert("capacity_factor");
@@ -870,6 +876,9 @@ class ConventionSearch {
     if (run_.factor.numerator > 0) return {run_.factor};
     return {{1, 1}, {21, 20}, {11, 10}, {6, 5}, {5, 4}, {3, 2}, {2, 1}, {12, 5}, {4, 1}};
   }
+  std::vector<bool> sees() const {  // what sees the noise
+    return explanation.has_noise ? std::vector<bool>{true, false} : std::vector<bool>{true};
+  }
   std::vector<double> scales() const {
     if (run_.noise_scale > 0) return {run_.noise_scale};
     return {1, 2, 0.5, 0.1, 0.01};
@@ -906,7 +915,7 @@ class ConventionSearch {
               for (const Rational factor : factors()) {
                 CapacityFormula f{static_cast<CapacityRule>(rule), rounding, multiple, minimum,
                                   64, unusable, factor};
-                if ((!is_rounded(f.rule) && rounding == Rounding::ceil) ||
+                if ((!has_rounding(f.rule) && rounding == Rounding::ceil) ||
                     (!has_factor(f.rule) && !(factor == factors()[0])))
                   continue;
                 const bool is_absolute = f.rule == CapacityRule::absolute;
@@ -985,7 +994,9 @@ class ConventionSearch {
     for (const Reduction reduction : reductions()) c.rules.reduction = reduction, note();
     for (int i = 0; i < 9; ++i) c.rules.balance = static_cast<BalanceRule>(i), note();
     c.rules.balance = BalanceRule::load;
-    for (const double scale : scales()) c.rules.noise_scale = scale, note();
+    for (const auto& alike : laws())
+      for (const ScaledLaw& law : alike)
+        for (const double scale : scales()) ScaledLaw{law.law, scale}.apply(c), note();
     for (int i = 0; i < 4; ++i) c.activation = static_cast<Activation>(i), note();
     for (const bool yes : {true, false}) {
       c.rules.first_choice_sees_noise = c.rules.gate_sees_noise = yes;
@@ -1018,7 +1029,7 @@ class ConventionSearch {
       const Scores s = scores_of(run_, c.rules, router_sees);
       if (!agrees("logits", s.z) || !agrees("probabilities", s.p)) continue;
       for (const Index K : ks())
-        for (const bool first : {true, false}) {
+        for (const bool first : sees()) {
           c.K = K, c.rules.first_choice_sees_noise = first;
           try_choices(c, s);
         }
@@ -1026,7 +1037,7 @@ class ConventionSearch {
   }
 
   void try_choices(Combination c, const Scores& s) {
-    for (const bool gate : {true, false}) {
+    for (const bool gate : sees()) {
       c.rules.gate_sees_noise = gate;
       Choices choices = choices_of(run_, s, c);
       if (!agrees("expert", choices.expert)) continue;
@@ -1141,15 +1152,17 @@ class ConventionSearch {
       if (gives_loss[deviation]) found->push_back(form);
     };
     for (int i = 0; i < 9; ++i)
-      for (const bool sees : {true, false})
+      for (const bool loss_sees : sees())
         for (const Reduction reduction : reductions()) {
           const BalanceRule rule = static_cast<BalanceRule>(i);
+          const bool is_alike = !explanation.has_noise && rule != BalanceRule::load;
           gives_loss.clear();
           for (const ScaledLaw& law : laws_) {
+            if (is_alike && law.law != laws_[0].law) break;
             std::vector<double> all_scales = {law.scale};
             if (rule == BalanceRule::load && !is_scaled(law.law)) all_scales = scales();
             for (const double scale : all_scales)
-              consider({{law.law, scale}, rule, sees, reduction});
+              consider({{law.law, scale}, rule, loss_sees, reduction});
           }
         }
     return found;
@@ -1251,7 +1264,7 @@ inline std::vector<Combination> sample_of(const Explanation& set, std::size_t mo
 inline std::vector<std::size_t> classes_of(const LayerRun& next, const LayerRun& run,
                                            const std::vector<Combination>& members) {
   const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
-  Outputs outputs(next);
+  LayerOutputs outputs(next);
   std::vector<Numbers> classes;
   std::vector<std::size_t> all;
   for (const Combination& member : members) {
