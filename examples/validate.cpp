@@ -111,7 +111,7 @@ int compare(const std::string& path, const std::string& dump, bool json) {
 struct Findings {
   std::vector<std::pair<std::string, std::string>> given, determined;
   std::vector<std::pair<std::string, std::vector<std::string>>> open;
-  std::vector<std::string> free, presets;
+  std::vector<std::string> free, silent, presets;  // silent: knobs that show in no such run
 };
 
 Findings findings_of(const support::Explanation& set) {
@@ -127,6 +127,9 @@ Findings findings_of(const support::Explanation& set) {
     else if (values->second == knob.second) findings.free.push_back(knob.first);
     else findings.open.emplace_back(knob.first, all);
   }
+  support::Combination().visit_knobs([&](const char* knob, const std::string&) {
+    if (found.count(knob) == 0) findings.silent.push_back(knob);
+  });
   for (const auto& preset : wn::Conventions::presets()) {
     support::Combination c;
     c.rules = preset.second;
@@ -186,11 +189,12 @@ int explain(std::vector<std::string> words, bool json) {
                         : "  " + knob.first + ": " + joined(knob.second, ", ") + "\n");
   if (json) {
     std::printf("{\"combinations\":%zu,\"given\":{%s},\"determined\":{%s},\"open\":{%s},"
-                "\"free\":%s,\"presets\":%s,\"next\":%s,\"compared\":%zu,\"told_apart\":%zu,"
-                "\"decides\":%s,\"leaves\":%s}\n",
+                "\"free\":%s,\"silent\":%s,\"presets\":%s,\"next\":%s,\"compared\":%zu,"
+                "\"told_apart\":%zu,\"decides\":%s,\"leaves\":%s}\n",
                 set.size(), listed(findings.given, json).c_str(),
                 listed(findings.determined, json).c_str(), joined(open, ",").c_str(),
-                quoted(findings.free).c_str(), quoted(findings.presets).c_str(),
+                quoted(findings.free).c_str(), quoted(findings.silent).c_str(),
+                quoted(findings.presets).c_str(),
                 writes ? wn::Json::quote(next_path).c_str() : "null", next.compared, next.classes,
                 quoted(next.decides).c_str(), quoted(next.leaves).c_str());
     return set.size() > 0 ? 0 : 1;
@@ -207,6 +211,8 @@ int explain(std::vector<std::string> words, bool json) {
   if (!open.empty()) std::printf("one of these (not all of which go together):\n%s",
                                  joined(open, "").c_str());
   if (!findings.free.empty()) std::printf("free: %s\n", joined(findings.free, ", ").c_str());
+  if (!findings.silent.empty())
+    std::printf("without effect in such a run: %s\n", joined(findings.silent, ", ").c_str());
   std::printf("presets among them: %s\n",
               findings.presets.empty() ? "none" : joined(findings.presets, ", ").c_str());
   if (next.classes > 1)

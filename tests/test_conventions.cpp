@@ -638,6 +638,42 @@ TEST_CASE("conventions: what cannot learn is reported, and does not learn") {
   for (const double d : z.gradient().to_vector()) CHECK(std::fabs(d) < 1e-15);
 }
 
+TEST_CASE("conventions: the kind of norm is that of the preset, and RMSNorm has no beta anywhere") {
+  for (const auto& preset : Conventions::presets()) {
+    EncoderConfig c;
+    support::follow(c, preset.first);
+    const bool is_rms = preset.first == "mixtral" || preset.first == "hf_switch";
+    CHECK((c.norm == Norm::rms_norm) == is_rms);
+    CHECK(c.layer_norm_eps == (preset.first == "mixtral" ? 1e-5 : 1e-6));
+  }
+  LanguageConfig c;
+  const Index D = c.encoder.width, L = c.encoder.blocks, W = c.embedding;
+  const Index all = LanguageModel<float>::count_all(c), body = count_parameters(c);
+  c.encoder.norm = Norm::rms_norm;
+  CHECK(LanguageModel<float>::count_all(c) == all - (2 * L + 1) * D - 2 * W);
+  CHECK(count_parameters(c) == body - (2 * L + 1) * D - W);
+  const LanguageModel<double> model(c, Rng(1));
+  for (const Parameter<double>& p : model.parameters()) {
+    INFO(p.name);
+    CHECK((p.name.find("norm") == std::string::npos || p.name.find("bias") == std::string::npos));
+  }
+  // The tokens are those of RMSNorm: every row of the final norm has a mean square of 1.
+  TokenBatch batch;
+  batch.B = 2, batch.T = 5, batch.token = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
+  const Tensor<double> tokens = model.forward(batch).tokens;
+  const std::vector<double> x = tokens.to_vector();
+  for (std::size_t n = 0; n < 10; ++n) {
+    double square = 0, mean = 0;
+    for (std::size_t d = 0; d < std::size_t(D); ++d) {
+      const double value = x[n * std::size_t(D) + d];
+      square += value * value / double(D), mean += value / double(D);
+    }
+    CHECK(std::fabs(square - 1) < 1e-9);
+    CHECK(std::fabs(mean) > 1e-6);
+  }
+  CHECK(model.masked_logits(tokens, {0, 3}).shape() == Shape{2, c.vocabulary});
+}
+
 TEST_CASE("conventions: every preset says its formulas") {
   std::set<std::string> seen;
   for (const auto& preset : Conventions::presets())

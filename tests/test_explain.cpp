@@ -35,6 +35,7 @@ Combination random_combination(Dice& dice, Index B, Index T) {
   Conventions& r = c.rules;
   r.router_bias = dice.flip();
   r.noise = static_cast<RouterNoise>(dice.below(7));
+  r.noise_scale = dice.of({1.0, 2.0, 0.5, 0.1, 0.01});
   r.first_choice_sees_noise = dice.flip(), r.gate_sees_noise = dice.flip();
   r.balance_sees_noise = dice.flip();
   r.gate = static_cast<GateRule>(dice.below(3));
@@ -116,17 +117,18 @@ TEST_CASE("explain: the set contains the hidden combination in 50 of 50 trials")
       check::close(again.results.at("balance_loss"), run.results.at("balance_loss"));
     }
     // The next input tells more: under it fewer combinations remain, the hidden one among them.
-    const support::TellingInput next = support::telling_input(run, set, 8);
+    const support::TellingInput next = support::telling_input(run, set, 8, 40);
     if (next.classes <= 1) continue;
     ++told;
     LayerRun second = next.run;
     run_by_header(second, hidden);
     const support::Explanation rest = support::explain(second);
+    const support::Explanation both = support::both_of(set, rest);
     CHECK(rest.contains(hidden));
-    std::size_t remaining = 0, looked_at = 0;
-    for (std::size_t i = 0; i < set.size(); i += 1 + set.size() / 50, ++looked_at)
-      remaining += rest.contains(set.at(i));
-    CHECK(remaining < looked_at);
+    CHECK(both.contains(hidden));
+    CHECK(both.size() < set.size());
+    const Combination left = both.at(static_cast<std::size_t>(dice.below(Index(both.size()))));
+    CHECK((set.contains(left) && rest.contains(left)));
   }
   CHECK(told >= 45);
 }
@@ -163,6 +165,138 @@ TEST_CASE("explain: what an implementation alone can do, and what is not known i
   CHECK(unknown.found().at("top_k") == Texts{"2"});
   run.results["slot"] = Numbers(run.N * 2, 0);
   CHECK(support::explain(run).size() == 0);
+}
+
+TEST_CASE("explain: the balance loss of several blocks is their sum, their mean, or one of all") {
+  const check::OneThread one_thread;
+  const std::pair<Reduction, const char*> reductions[] = {
+      {Reduction::sum, "sum"}, {Reduction::mean, "mean"}, {Reduction::together, "together"}};
+  for (const auto& each : reductions) {
+    INFO(std::string(each.second));
+    Dice dice{Rng(13)};
+    Combination hidden;
+    hidden.factor = {1, 2}, hidden.rules.noise = RouterNoise::none;
+    hidden.rules.capacity_sequences = 1, hidden.rules.priority = Priority::choice_major;
+    hidden.rules.balance = BalanceRule::switch_top1, hidden.rules.reduction = each.first;
+    LayerRun run;
+    std::vector<Routing<double>> routings;
+    double losses = 0;
+    const auto append = [](Numbers& all, const Tensor<double>& x) {
+      check::append(all, x.to_vector());
+      return x;
+    };
+    for (Index l = 0; l < 3; ++l) {
+      const auto normal = [&](const Shape& shape) {
+        return Tensor<double>::randn(shape, dice.rng.at_step(++dice.count));
+      };
+      const auto x = append(run.x, normal({14, 5})), w = append(run.w, normal({5, 4}));
+      const auto w1 = append(run.w1, normal({4, 5, 3})), b1 = append(run.b1, normal({4, 3}));
+      const auto w2 = append(run.w2, normal({4, 3, 5})), b2 = append(run.b2, normal({4, 5}));
+      const Routing<double> r = route(router_logits(x, w), {2, {1, 2}, hidden.rules, 7});
+      append(run.results["y"], combine(experts(dispatch(x, r), w1, b1, w2, b2, r), r.gate, r));
+      for (const std::int32_t s : r.slot.to_vector()) run.results["slot"].push_back(s);
+      for (const std::int32_t n : r.kept.to_vector()) run.results["kept"].push_back(n);
+      losses += balance_loss(r, hidden.rules.balance).item();
+      routings.push_back(r);
+    }
+    run.results["balance_loss"] = {
+        each.first == Reduction::together ? balance_loss(routings, hidden.rules.balance).item()
+                                          : losses / (each.first == Reduction::mean ? 3 : 1)};
+    run.L = 3, run.B = 2, run.N = 42, run.D = 5, run.E = 4, run.F = 3;
+    run.K = 2, run.factor = hidden.factor;
+    const support::Explanation set = support::explain(run);
+    CHECK(set.contains(hidden));
+    const auto values = set.found();
+    CHECK(values.at("balance_reduction") == std::set<std::string>{each.second});
+    CHECK(values.at("balance") == std::set<std::string>{"switch_top1"});
+
+    // The file of such a run is read again as it was, weights of each block among the rest.
+    SafeTensors file = support::case_of(run, hidden);
+    for (const auto& result : run.results)
+      file.add("out." + result.first, Shape{Index(result.second.size())}, result.second);
+    const LayerRun back = support::read_layer_run(file, file);
+    CHECK(back.L == 3);
+    CHECK(back.block_tokens() == 14);
+    CHECK((back.x == run.x && back.w == run.w && back.w1 == run.w1 && back.b2 == run.b2));
+    CHECK(support::explain(back).size() > 0);
+    file.tensors.erase("in.shared.moe.router.weight");
+    file.add("in.shared.moe.router.weight", Shape{5, 4},
+             Numbers(run.w.begin(), run.w.begin() + 20));
+    const Numbers shared = support::read_layer_run(file, file).w;
+    REQUIRE(shared.size() == 60);
+    CHECK(std::equal(shared.begin(), shared.begin() + 20, shared.begin() + 40));
+  }
+}
+
+TEST_CASE("explain: second choices that do not ask, their coins given") {
+  const check::OneThread one_thread;
+  Dice dice{Rng(17)};
+  Combination hidden;
+  hidden.factor = {5, 4}, hidden.rules = Conventions::mesh_top2();
+  LayerRun run = random_run(dice, hidden, 2, 9);
+  const Tensor<double> x({18, 5}, run.x), w({5, 4}, run.w);
+  const Tensor<double> w1({4, 5, 3}, run.w1), b1({4, 3}, run.b1), w2({4, 3, 5}, run.w2);
+  const Rng draw(3);
+  const Routing<double> r =
+      route(router_logits(x, w), {2, {5, 4}, hidden.rules, 9}, {}, &draw);
+  run.results["y"] = combine(experts(dispatch(x, r), w1, b1, w2, Tensor<double>({4, 5}, run.b2), r),
+                             r.gate, r).to_vector();
+  CHECK(!support::explain(run).contains(hidden));  // choices are missing, nobody knows why
+  for (Index i = 0; i < 36; ++i) run.coins.push_back(draw.uniform(36 + i));  // as route draws them
+  const support::Explanation set = support::explain(run);
+  CHECK(set.contains(hidden));
+  CHECK(set.found().at("second_choice_threshold") == std::set<std::string>{"0.2"});
+  CHECK(set.given.count("second_choice_threshold") == 0);
+  run.threshold = 0.5;
+  CHECK(support::explain(run).size() == 0);
+  run.threshold = 0.2;
+  CHECK(support::explain(run).given.count("second_choice_threshold") == 1);
+}
+
+TEST_CASE("explain: the scale of the noise, what was drawn given; runs of two kinds") {
+  const check::OneThread one_thread;
+  Dice dice{Rng(19)};
+  Combination hidden;
+  hidden.rules.noise = RouterNoise::uniform, hidden.rules.noise_scale = 0.1;
+  LayerRun run = random_run(dice, hidden, 2, 9);
+  run.noise.clear(), run.jitter.clear();
+  run.draws = Tensor<double>::uniform({18 * 4}, Rng(5), -1, 1).to_vector();
+  run_by_header(run, hidden);
+  const support::Explanation set = support::explain(run);
+  CHECK(set.contains(hidden));
+  CHECK(set.found().at("noise_scale").count("0.1") == 1);
+  CHECK(set.found().at("noise_scale").count("2") == 0);
+  CHECK(set.given == std::set<std::string>{"capacity_factor", "top_k"});
+
+  // Of three combinations that differ in GELU, which shows, and in what never does, two are alike.
+  const auto match = [&](support::Activation form, Index multiple) {
+    support::Match m = set.matches[0];
+    m.base.activation = form;
+    m.formulas = std::make_shared<std::vector<support::CapacityFormula>>(
+        1, support::CapacityFormula{CapacityRule::dropless, Rounding::floor, multiple, 1, 64, 0,
+                                    {6, 5}});
+    m.forms = std::make_shared<std::vector<support::BalanceForm>>(1, m.forms->front());
+    return m;
+  };
+  support::Explanation few = set;
+  few.matches = {match(support::Activation::tanh, 1), match(support::Activation::tanh, 2),
+                 match(support::Activation::erf, 1)};
+  const support::TellingInput next = support::telling_input(run, few);
+  CHECK(next.compared == 3);
+  CHECK(next.classes == 2);
+  CHECK(next.decides == std::vector<std::string>{"gelu"});
+  CHECK(next.leaves == std::vector<std::string>{"capacity_multiple"});
+  CHECK(support::sample_of(set, 20).size() > 10);
+  for (const Combination& member : support::sample_of(set, 20)) CHECK(set.contains(member));
+
+  run.noise_scale = 0.1;
+  const support::Explanation known = support::explain(run);
+  CHECK(known.given.count("noise_scale") == 1);
+  CHECK(known.searched.at("noise_scale") == std::set<std::string>{"0.1"});
+  CHECK_THROWS_WITH_AS(support::both_of(set, known),
+                       "widenet: explain: runs must be of one kind: all of one block or of "
+                       "several, with the same metadata, and with or without noise, draws and "
+                       "coins; got others", ValueError);
 }
 
 TEST_CASE("explain: a random priority of the header, its order given") {
@@ -213,6 +347,13 @@ TEST_CASE("explain: dumps as files, with and without a case, and their errors") 
   fails(dump, "widenet: explain: batch must divide the tokens and top_k lie in [1, E]; got 1 of "
               "16, 5 of 4");
   dump.metadata.clear();
+  dump.add("in.coins", Shape{32}, Numbers(32, 0.5));
+  fails(dump, "widenet: explain: coins (N, K) need top_k; got none");
+  dump.tensors.erase("in.coins");
+  SafeTensors swapped = dump;
+  swapped.tensors["in.shared.moe.router.weight"].shape = Shape{4, 12};
+  fails(swapped, "widenet: explain: shared.moe.router.weight must be (12, 4); got (4, 12); hint: "
+                 "weights are (in, out), a Linear of PyTorch is (out, in)");
   dump.tensors.erase("out.y"), dump.tensors.erase("out.balance_loss");
   fails(dump, "widenet: explain: a dump must hold out.y or out.balance_loss; got neither");
   dump.tensors.erase("in.noise"), dump.add("in.noise", Shape{3}, Numbers{1, 2, 3});

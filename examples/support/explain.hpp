@@ -17,7 +17,8 @@
 #include <numeric>           // iota
 #include <set>               // set
 #include <string>            // string
-#include <tuple>             // tuple
+#include <tuple>             // make_tuple, tie, tuple
+#include <unordered_map>     // unordered_map
 #include <utility>           // pair
 #include <vector>            // vector
 
@@ -94,8 +95,11 @@ inline Numbers weight_of(const SafeTensors& file, const std::string& name, const
   const Shape found = file.at("in." + name).shape, of_blocks(extents);
   const bool is_swapped = shape.rank() > 1 && found.rank() == shape.rank() &&
                           found.num_values() == shape.num_values();
-  require<IoError>(found == shape || found == of_blocks, "explain: ", name, " must be ", shape,
-                   " or, for each block its own, ", of_blocks, "; got ", found,
+  PlainText wanted;
+  wanted << shape;
+  if (L > 1) wanted << " or, one for each block, " << of_blocks;
+  require<IoError>(found == shape || found == of_blocks, "explain: ", name, " must be ",
+                   wanted.str(), "; got ", found,
                    is_swapped ? "; hint: weights are (in, out), a Linear of PyTorch is (out, in)"
                               : "");
   const Numbers values = numbers_of(file, "in." + name);
@@ -382,16 +386,28 @@ inline std::vector<std::size_t> queue_of(const LayerRun& run, const Choices& c, 
   return order;
 }
 
+/// The places of the choices in the queues of their experts in each group, -1 of those that do not
+/// ask.
+inline Integers places_of(const LayerRun& run, const Choices& c, Priority priority,
+                          std::size_t group) {
+  const std::size_t K = static_cast<std::size_t>(c.K);
+  Integers place(run.N * K, -1), asked(run.N / group * run.E, 0);
+  for (const std::size_t i : queue_of(run, c, priority))
+    if (c.asks.empty() || c.asks[i])
+      place[i] = asked[i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i])]++;
+  return place;
+}
+
 /// Slots of the choices, -1 without one, where an expert serves `usable` choices of each group.
-inline Integers slots_of(const LayerRun& run, const Choices& c, Priority priority,
+inline Integers slots_of(const LayerRun& run, const Choices& c, const Integers& place,
                          std::size_t group, Index usable) {
   const std::size_t K = static_cast<std::size_t>(c.K);
-  Integers slot(run.N * K, -1), served(run.N / group * run.E, 0);
-  const auto queue = [&](std::size_t i) {
-    return i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i]);
-  };
-  for (const std::size_t i : queue_of(run, c, priority))
-    if ((c.asks.empty() || c.asks[i]) && served[queue(i)] < usable) slot[i] = served[queue(i)]++;
+  Integers slot = place, served(run.N / group * run.E, 0);
+  for (std::size_t i = 0; i < slot.size(); ++i) {
+    if (place[i] >= usable) slot[i] = -1;
+    if (slot[i] >= 0)
+      ++served[i / (group * K) * run.E + static_cast<std::size_t>(c.expert[i])];
+  }
   const std::size_t groups = run.block_tokens() / group;
   for (std::size_t i = 0; i < slot.size(); ++i) {  // behind those of the groups before in its block
     const std::size_t own = i / (group * K);
@@ -555,9 +571,9 @@ inline Index usable_of(const LayerRun& run, const Combination& c) {
 
 /// The outputs of one run under many combinations: y (N, D) and then the balance loss. What the
 /// experts make of the tokens, most of the work, is computed once for all that agree in it.
-class Outputs {
+class LayerOutputs {
  public:
-  explicit Outputs(const LayerRun& run) : run_(run) {}
+  explicit LayerOutputs(const LayerRun& run) : run_(run) {}
   Numbers operator()(const Combination& c) {
     const Conventions& rules = c.rules;
     const Numbers x = normed(run_, c.is_rms, c.norm_eps), router_sees = jittered(run_, rules, x);
@@ -566,8 +582,9 @@ class Outputs {
     const Scores s = scores_of(run_, rules, router_sees);
     Choices choices = choices_of(run_, s, c);
     choices.asks = asks_of(run_, choices, rules);
-    const Integers slot = slots_of(run_, choices, rules.priority,
-                                   group_of(run_, rules.capacity_sequences), usable_of(run_, c));
+    const std::size_t group = group_of(run_, rules.capacity_sequences);
+    const Integers place = places_of(run_, choices, rules.priority, group);
+    const Integers slot = slots_of(run_, choices, place, group, usable_of(run_, c));
     const Numbers gate = gates_of(choices, slot, rules.gate, rules.gate_eps);
     Numbers& results = results_[{c.is_rms, c.norm_eps, is_in_place, c.activation,
                                  c.activation_at_output}];
@@ -585,12 +602,14 @@ class Outputs {
   const LayerRun& run_;
   std::map<std::tuple<bool, double, bool, Activation, bool>, Numbers> results_;
 };
-inline Numbers outputs_of(const LayerRun& run, const Combination& c) { return Outputs(run)(c); }
+inline Numbers outputs_of(const LayerRun& run, const Combination& c) {
+  return LayerOutputs(run)(c);
+}
 
 // The search ======================================================================================
 
 /// Whether a rule of capacity rounds as a convention says; whether it knows a capacity factor.
-inline bool is_rounded(CapacityRule rule) { return rule < CapacityRule::single_precision; }
+inline bool has_rounding(CapacityRule rule) { return rule < CapacityRule::single_precision; }
 inline bool has_factor(CapacityRule rule) { return rule <= CapacityRule::single_precision; }
 
 /// A capacity, but for the tokens that share it.
@@ -612,7 +631,7 @@ struct CapacityFormula {
     const Conventions& r = c.rules;
     return rule == r.capacity && multiple == r.capacity_multiple &&
            minimum == r.capacity_minimum && unusable == r.unusable_slots &&
-           (!is_rounded(rule) || rounding == r.capacity_rounding) &&
+           (!has_rounding(rule) || rounding == r.capacity_rounding) &&
            (rule != CapacityRule::absolute || slots == r.capacity_slots) &&
            (!with_factor || !has_factor(rule) || factor == c.factor);
   }
@@ -657,23 +676,25 @@ struct Explanation {
   std::vector<Match> matches;
   std::map<std::string, std::set<std::string>> searched;  // values of each knob
   std::set<std::string> given;                            // knobs of which the run says the value
-  bool has_blocks = false, has_draws = false, has_coins = false;
+  bool has_blocks = false, has_noise = false, has_draws = false, has_coins = false;
 
   /// Whether a knob says anything under these conventions about such a run: the reduction over
-  /// blocks if there are several, the scale of the noise and the threshold of second choices if
-  /// what was drawn is known. The rule `load` knows the deviation of the noise.
+  /// blocks if there are several; the law of noise and who sees it if there is any; its scale and
+  /// the threshold of second choices if what was drawn is known. The rule `load` knows the
+  /// deviation of the noise also where there is none.
   bool is_relevant(const Combination& c, const std::string& knob) const {
     const Conventions& r = c.rules;
     if (knob == "gate_eps") return r.gate != GateRule::raw;
     if (knob == "capacity_slots") return r.capacity == CapacityRule::absolute;
-    if (knob == "capacity_rounding") return is_rounded(r.capacity);
+    if (knob == "capacity_rounding") return has_rounding(r.capacity);
     if (knob == "capacity_factor") return has_factor(r.capacity);
     if (knob == "balance_reduction") return has_blocks;
     if (knob == "second_choice_threshold") return has_coins && c.K > 1;
+    if (knob == "router_noise") return has_noise || r.balance == BalanceRule::load;
     if (knob == "noise_scale")
       return r.balance == BalanceRule::load ||
              (has_draws && r.noise != RouterNoise::none && !r.is_jittered());
-    return true;
+    return has_noise || knob.find("sees_noise") == std::string::npos;
   }
 
   std::size_t size() const {
@@ -692,9 +713,9 @@ struct Explanation {
   auto rules_of(const Combination& c) const {
     const Conventions& r = c.rules;
     return std::make_tuple(
-        r.router_bias, r.first_choice_sees_noise, r.gate_sees_noise, r.gate, r.priority, r.dropped,
-        r.capacity_sequences, is_relevant(c, "gate_eps") ? r.gate_eps : 0,
-        is_relevant(c, "second_choice_threshold") ? r.second_choice_threshold : 0);
+        r.router_bias, has_noise && r.first_choice_sees_noise, has_noise && r.gate_sees_noise,
+        r.gate, r.gate == GateRule::raw ? 0 : r.gate_eps, r.priority, r.dropped,
+        r.capacity_sequences, has_coins && c.K > 1 ? r.second_choice_threshold : 0);
   }
   static auto rest_of(const Combination& c) {
     return std::make_tuple(c.K, c.activation, c.activation_at_output, c.is_rms, c.norm_eps);
@@ -703,18 +724,20 @@ struct Explanation {
   /// the norm are.
   bool contains(const Combination& c, bool rules_only = false) const {
     const Conventions& r = c.rules;
+    const auto rules = rules_of(c);
+    const bool is_noisy = is_relevant(c, "router_noise"), is_scaled = is_relevant(c, "noise_scale");
     for (const Match& match : matches) {
       const Combination& b = match.base;
-      if (rules_of(b) != rules_of(c) || (!rules_only && rest_of(b) != rest_of(c))) continue;
+      if (rules_of(b) != rules || (!rules_only && rest_of(b) != rest_of(c))) continue;
       const bool has_formula =
           std::any_of(match.formulas->begin(), match.formulas->end(),
                       [&](const CapacityFormula& f) { return f.is_of(c, !rules_only); });
       const bool has_form = std::any_of(
           match.forms->begin(), match.forms->end(), [&](const BalanceForm& f) {
-            return f.noise.law == r.noise && f.rule == r.balance &&
-                   f.sees_noise == r.balance_sees_noise &&
+            return f.rule == r.balance && (!is_noisy || f.noise.law == r.noise) &&
+                   (!has_noise || f.sees_noise == r.balance_sees_noise) &&
                    (!has_blocks || f.reduction == r.reduction) &&
-                   (!is_relevant(c, "noise_scale") || f.noise.scale == r.noise_scale);
+                   (!is_scaled || f.noise.scale == r.noise_scale);
           });
       if (has_formula && has_form) return true;
     }
@@ -753,10 +776,11 @@ inline double tolerance_of(const LayerRun& run, double largest) {
 ///
 ///   Errors    ValueError if one of the runs says what was drawn, or has blocks, and the other not
 inline Explanation both_of(const Explanation& a, const Explanation& b) {
-  require<ValueError>(a.has_blocks == b.has_blocks && a.has_draws == b.has_draws &&
-                          a.has_coins == b.has_coins && a.given == b.given,
+  require<ValueError>(a.has_blocks == b.has_blocks && a.has_noise == b.has_noise &&
+                          a.has_draws == b.has_draws && a.has_coins == b.has_coins &&
+                          a.given == b.given,
                       "explain: runs must be of one kind: all of one block or of several, with the "
-                      "same metadata, and with or without draws and coins; got others");
+                      "same metadata, and with or without noise, draws and coins; got others");
   Explanation both = a;
   both.matches.clear();
   const auto key_of = [&a](const Combination& c) {
@@ -798,6 +822,7 @@ class ConventionSearch {
       tolerance_[result.first] = tolerance_of(run, largest);
     }
     explanation.has_blocks = run.L > 1, explanation.has_coins = !run.coins.empty();
+    explanation.has_noise = !run.noise.empty() || !run.draws.empty() || !run.jitter.empty();
     explanation.has_draws = !run.draws.empty() && run.noise.empty();
     if (run.K > 0) explanation.given.insert("top_k");
     if (run.factor.numerator > 0) explanation.given.insert("capacity_factor");
@@ -851,6 +876,9 @@ class ConventionSearch {
     if (run_.factor.numerator > 0) return {run_.factor};
     return {{1, 1}, {21, 20}, {11, 10}, {6, 5}, {5, 4}, {3, 2}, {2, 1}, {12, 5}, {4, 1}};
   }
+  std::vector<bool> sees() const {  // what sees the noise
+    return explanation.has_noise ? std::vector<bool>{true, false} : std::vector<bool>{true};
+  }
   std::vector<double> scales() const {
     if (run_.noise_scale > 0) return {run_.noise_scale};
     return {1, 2, 0.5, 0.1, 0.01};
@@ -887,7 +915,7 @@ class ConventionSearch {
               for (const Rational factor : factors()) {
                 CapacityFormula f{static_cast<CapacityRule>(rule), rounding, multiple, minimum,
                                   64, unusable, factor};
-                if ((!is_rounded(f.rule) && rounding == Rounding::ceil) ||
+                if ((!has_rounding(f.rule) && rounding == Rounding::ceil) ||
                     (!has_factor(f.rule) && !(factor == factors()[0])))
                   continue;
                 const bool is_absolute = f.rule == CapacityRule::absolute;
@@ -966,7 +994,9 @@ class ConventionSearch {
     for (const Reduction reduction : reductions()) c.rules.reduction = reduction, note();
     for (int i = 0; i < 9; ++i) c.rules.balance = static_cast<BalanceRule>(i), note();
     c.rules.balance = BalanceRule::load;
-    for (const double scale : scales()) c.rules.noise_scale = scale, note();
+    for (const auto& alike : laws())
+      for (const ScaledLaw& law : alike)
+        for (const double scale : scales()) ScaledLaw{law.law, scale}.apply(c), note();
     for (int i = 0; i < 4; ++i) c.activation = static_cast<Activation>(i), note();
     for (const bool yes : {true, false}) {
       c.rules.first_choice_sees_noise = c.rules.gate_sees_noise = yes;
@@ -999,7 +1029,7 @@ class ConventionSearch {
       const Scores s = scores_of(run_, c.rules, router_sees);
       if (!agrees("logits", s.z) || !agrees("probabilities", s.p)) continue;
       for (const Index K : ks())
-        for (const bool first : {true, false}) {
+        for (const bool first : sees()) {
           c.K = K, c.rules.first_choice_sees_noise = first;
           try_choices(c, s);
         }
@@ -1007,7 +1037,7 @@ class ConventionSearch {
   }
 
   void try_choices(Combination c, const Scores& s) {
-    for (const bool gate : {true, false}) {
+    for (const bool gate : sees()) {
       c.rules.gate_sees_noise = gate;
       Choices choices = choices_of(run_, s, c);
       if (!agrees("expert", choices.expert)) continue;
@@ -1041,31 +1071,35 @@ class ConventionSearch {
 
   void try_slots(Combination c, const Scores& s, const Choices& choices) {
     const std::size_t group = group_of(run_, c.rules.capacity_sequences);
+    const Integers place = places_of(run_, choices, c.rules.priority, group);
+    const bool is_known = run_.results.count("slot") + run_.results.count("kept") > 0;
+    const GateRule asked_by = c.rules.gate;
+    const double asked_with = c.rules.gate_eps;
+    Mask mask(place.size());
     for (const auto& capacity : capacities(c.K, Index(group))) {
-      const Integers slot =
-          slots_of(run_, choices, c.rules.priority, group, capacity.first);
-      Integers kept(run_.L * run_.E);
-      Mask mask;
-      for (std::size_t i = 0; i < slot.size(); ++i) {
-        mask.push_back(slot[i] >= 0);
-        kept[expert_of(choices, i)] += mask[i];
-      }
-      if (!agrees("slot", slot) || !agrees("kept", kept)) continue;
-      const auto found = tails_.find(mask);
-      if (found == tails_.end()) tails_[mask] = tails(choices, slot);
-      if (tails_[mask].empty()) continue;
+      for (std::size_t i = 0; i < place.size(); ++i)
+        mask[i] = 0 <= place[i] && place[i] < capacity.first;
+      const auto slots = [&] { return slots_of(run_, choices, place, group, capacity.first); };
+      if (is_known && !gives_slots(choices, slots())) continue;
+      const auto known = tails_.find(mask);
+      const std::vector<Tail>& alike =
+          known == tails_.end() ? tails_[mask] = tails(choices, slots()) : known->second;
+      if (alike.empty()) continue;
       auto& forms = forms_[{mask, group}];
-      if (!forms) forms = balance_forms(c, s, choices, slot);
+      if (!forms) forms = balance_forms(c, s, choices, slots());
       if (forms->empty()) continue;
-      const GateRule asked_by = c.rules.gate;
-      const double asked_with = c.rules.gate_eps;
-      for (const Tail& tail : tails_[mask]) {
+      for (const Tail& tail : alike) {
         if (!choices.asks.empty() && (tail.gate != asked_by || tail.eps != asked_with)) continue;
         c.rules.gate = tail.gate, c.rules.gate_eps = tail.eps, c.rules.dropped = tail.dropped;
         c.activation = tail.activation, c.activation_at_output = tail.is_at_output;
         explanation.matches.push_back({c, capacity.second, forms});
       }
     }
+  }
+  bool gives_slots(const Choices& choices, const Integers& slot) const {
+    Integers kept(run_.L * run_.E);
+    for (std::size_t i = 0; i < slot.size(); ++i) kept[expert_of(choices, i)] += slot[i] >= 0;
+    return agrees("slot", slot) && agrees("kept", kept);
   }
 
   /// The weights and nonlinearities that give y.
@@ -1092,11 +1126,12 @@ class ConventionSearch {
     Numbers& results = results_[{tail.activation, tail.is_at_output, is_in_place_}];
     if (results.empty())
       results = expert_results(run_, experts_see_, tail.activation, tail.is_at_output);
+    const double tolerance = tolerance_.at("y");
     Numbers y(run_.D);
     for (std::size_t n = 0; n < run_.N; ++n) {
       combine_token(run_, choices, slot, gate, results, experts_see_, tail.dropped, n, y.data());
       for (std::size_t d = 0; d < run_.D; ++d)
-        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance_.at("y"))) return false;
+        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance)) return false;
     }
     return true;
   }
@@ -1104,23 +1139,32 @@ class ConventionSearch {
                                                                 const Choices& choices,
                                                                 const Integers& slot) const {
     const auto found = std::make_shared<std::vector<BalanceForm>>();
+    std::map<double, bool> gives_loss;  // of each deviation of the noise, which `load` looks at
     const auto consider = [&](const BalanceForm& form) {
       form.apply(c);
-      if (form.rule == BalanceRule::load && c.rules.noise_deviation(Index(run_.E)) <= 0) return;
-      if (run_.results.count("balance_loss") == 0 ||
-          agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)}))
-        found->push_back(form);
+      const bool is_load = form.rule == BalanceRule::load;
+      const double deviation = is_load ? c.rules.noise_deviation(Index(run_.E)) : 0;
+      if (is_load && deviation <= 0) return;
+      if (gives_loss.count(deviation) == 0)
+        gives_loss[deviation] =
+            run_.results.count("balance_loss") == 0 ||
+            agrees("balance_loss", Numbers{balance_of(run_, s, choices, slot, c.rules)});
+      if (gives_loss[deviation]) found->push_back(form);
     };
-    for (int rule = 0; rule < 9; ++rule)
-      for (const ScaledLaw& law : laws_) {
-        const bool is_load = static_cast<BalanceRule>(rule) == BalanceRule::load;
-        std::vector<double> all_scales = {law.scale};
-        if (is_load && !is_scaled(law.law)) all_scales = scales();
-        for (const double scale : all_scales)
-          for (const bool sees : {true, false})
-            for (const Reduction reduction : reductions())
-              consider({{law.law, scale}, static_cast<BalanceRule>(rule), sees, reduction});
-      }
+    for (int i = 0; i < 9; ++i)
+      for (const bool loss_sees : sees())
+        for (const Reduction reduction : reductions()) {
+          const BalanceRule rule = static_cast<BalanceRule>(i);
+          const bool is_alike = !explanation.has_noise && rule != BalanceRule::load;
+          gives_loss.clear();
+          for (const ScaledLaw& law : laws_) {
+            if (is_alike && law.law != laws_[0].law) break;
+            std::vector<double> all_scales = {law.scale};
+            if (rule == BalanceRule::load && !is_scaled(law.law)) all_scales = scales();
+            for (const double scale : all_scales)
+              consider({{law.law, scale}, rule, loss_sees, reduction});
+          }
+        }
     return found;
   }
 
@@ -1131,7 +1175,7 @@ class ConventionSearch {
   bool is_in_place_ = false;
   std::vector<ScaledLaw> laws_;
   std::map<std::tuple<Activation, bool, bool>, Numbers> results_;
-  std::map<Mask, std::vector<Tail>> tails_;
+  std::unordered_map<Mask, std::vector<Tail>> tails_;
   std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
 };
 
@@ -1220,7 +1264,7 @@ inline std::vector<Combination> sample_of(const Explanation& set, std::size_t mo
 inline std::vector<std::size_t> classes_of(const LayerRun& next, const LayerRun& run,
                                            const std::vector<Combination>& members) {
   const bool sees_y = run.results.count("y") > 0, sees_loss = run.results.count("balance_loss") > 0;
-  Outputs outputs(next);
+  LayerOutputs outputs(next);
   std::vector<Numbers> classes;
   std::vector<std::size_t> all;
   for (const Combination& member : members) {

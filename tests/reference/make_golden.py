@@ -165,11 +165,12 @@ def operations():
         operation(name, "layer_norm",
                   lambda i, e=eps: wide.layer_norm(i["x"], i["gamma"], i["beta"], e),
                   dict(x=d(7, 37, scale=scale), gamma=d(37), beta=d(37)), dict(eps=eps))
+    def by_torch(i):
+        y = torch.nn.functional.rms_norm(i["x"], (37,), i["gamma"], 1e-5)
+        return dict(y=y, loss=(y * i["d_y"]).sum())
     e = Draw("inputs of rms_norm")
     operation("rms_norm", "rms_norm", lambda i: wide.rms_norm(i["x"], i["gamma"], 1e-5),
-              dict(x=e(7, 37), gamma=e(37)), dict(eps=1e-5),
-              check=lambda i: dict(y=torch.nn.functional.rms_norm(
-                  i["x"], (37,), i["gamma"], 1e-5)))
+              dict(x=e(7, 37), gamma=e(37)), dict(eps=1e-5), check=by_torch)
     wide_range = torch.cat([d(40), d(40, scale=6.0)])
     for form in ("tanh", "erf"):
         operation("gelu_" + form, "gelu", lambda i, f=form: wide.gelu(i["x"], f),
