@@ -367,12 +367,17 @@ TEST_CASE("export: models of ours come back as they went") {
   }
   for (const char* kind : {"hf_vit", "timm_vit"}) {
     INFO(kind);
+    const bool is_timm = kind == std::string("timm_vit");
     VisionConfig c = VisionConfig::toy();
     c.classes = 7, c.class_token = ClassToken::trained, c.pooling = Pooling::class_token;
     EncoderConfig& e = c.encoder;
     e.experts = 0, e.share_attention = e.share_router = e.share_experts = false, e.dropout = 0.25;
     const SafeTensors ours = file_of(VisionModel<float>(c, Rng(1)));
     const auto exported = support::export_foreign(kind, ours, "ours");
+    // What timm and transformers cannot do without.
+    const char* const needed = is_timm ? "\"pretrained_cfg\": {\"input_size\": [1, 8, 8], "
+                                       : "\"6\": \"LABEL_6\"}";
+    CHECK(exported.config.find(needed) < exported.config.size());
     same_file(without_notes(support::import_foreign(kind, exported.file, exported.config,
                                                     "theirs").file), ours);
   }
@@ -456,6 +461,7 @@ TEST_CASE("import: heads that a file lacks") {
   SafeTensors theirs = read_safetensors(folder + "hf_vit_5/model.safetensors");
   theirs.add("classifier.weight", Shape{2, 12}, std::vector<float>(24));
   theirs.add("classifier.bias", Shape{2}, std::vector<float>(2));
+  theirs.tensors.at("pooler.dense.bias") = {"BF16", Shape{12}, std::vector<char>(24, '\1')};
   const auto both = support::import_foreign(
       "hf_vit", theirs, text_of(folder + "hf_vit_5/config.json"), "config.json");
   CHECK(both.rest == std::vector<std::string>{"pooler.dense.bias", "pooler.dense.weight"});
@@ -463,6 +469,7 @@ TEST_CASE("import: heads that a file lacks") {
   const auto exported = support::export_foreign("hf_vit", both.file, "both");
   CHECK(exported.file.at("pooler.dense.weight").bytes == theirs.at("pooler.dense.weight").bytes);
   CHECK(exported.file.tensors.size() == theirs.tensors.size());
+  CHECK(exported.file.at("pooler.dense.bias").dtype == "F32");
 }
 
 TEST_CASE("import: what is tied may be there twice, with the same values") {
@@ -486,16 +493,18 @@ TEST_CASE("import: what is tied may be there twice, with the same values") {
 }
 
 TEST_CASE("import: a plain architecture of timm needs no model_args") {
-  const auto plain = [](const std::string& architecture) {
+  const std::string newer = "\"pretrained_cfg\": {\"input_size\": [3, 6, 4]}";
+  const auto plain = [](const std::string& architecture, const std::string& size) {
     const std::string config = "{\"architecture\": \"" + architecture +
-                               "\", \"num_classes\": 5, \"global_pool\": \"token\", "
-                               "\"pretrained_cfg\": {\"input_size\": [3, 6, 4]}}";
+                               "\", \"num_classes\": 5, \"global_pool\": \"token\", " + size + "}";
     return support::import_foreign(
         "timm_vit", read_safetensors(folder + "timm_vit/model.safetensors"), config, "FILE");
   };
   const auto expected = support::import_foreign("timm_vit", folder + "timm_vit");
-  same_file(plain("vit_tiny_patch16_224").file, expected.file, {"foreign.config"});
-  same_file(plain("deit_tiny_patch2_6").file, expected.file, {"foreign.config"});
+  same_file(plain("vit_tiny_patch16_224", newer).file, expected.file, {"foreign.config"});
+  same_file(plain("deit_tiny_patch2_6", newer).file, expected.file, {"foreign.config"});
+  same_file(plain("vit_tiny_patch2_6", "\"input_size\": [3, 6, 4]").file, expected.file,
+            {"foreign.config"});
   const auto heads = [](const char* name) { return support::timm_heads(name, "FILE"); };
   CHECK(heads("vit_small_patch32_384") == 6);
   CHECK(heads("deit_base_patch16_384") == 12);
@@ -503,7 +512,7 @@ TEST_CASE("import: a plain architecture of timm needs no model_args") {
   CHECK(heads("vit_huge_patch14_224") == 16);
   for (const char* name : {"", "vit_base_patch16_clip_224", "vit_base_patch16", "vit_a_patch16_224",
                            "beit_base_patch16_224", "vit_base_patch_224", "vit_base_patch16_xp"})
-    CHECK_THROWS_WITH_AS(plain(name),
+    CHECK_THROWS_WITH_AS(plain(name, newer),
                          ("widenet: import: FILE: architecture must be a plain ViT, such as "
                           "vit_base_patch16_224; got " + std::string(name)).c_str(), ConfigError);
 }

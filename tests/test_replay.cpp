@@ -85,6 +85,33 @@ TEST_CASE("replay: a run of ours agrees, in double and in float") {
   }
 }
 
+TEST_CASE("replay: a capacity of its own in evaluation, and ties of float") {
+  const check::OneThread one_thread;
+  Case other("encoder_widenet");
+  const SafeTensors as_in_training = run(other);
+  const std::string factor = "capacity_evaluation_numerator\": ";
+  std::string& text = other.file.metadata.at("case");
+  text[text.find(factor) + factor.size()] = '1';
+  other.about = support::read_case("encoder_widenet", other.file);
+  const SafeTensors in_evaluation = run(other);
+  CHECK(in_evaluation.values<std::int32_t>("routing.0.slot") !=
+        as_in_training.values<std::int32_t>("routing.0.slot"));
+  CHECK(verdict(other, in_evaluation) == "");
+
+  // 1e-9 is nothing beside 0 once exp is taken in float: the lower index goes first.
+  const Case c("moe_mixtral");
+  SafeTensors own = run<float>(c);
+  const std::vector<std::int32_t> expert = own.values<std::int32_t>("expert");
+  std::size_t n = 0;
+  while (expert[2 * n] > expert[2 * n + 1]) ++n;
+  changed<float>("out.logits", [&](std::vector<float>& z) {
+    for (std::size_t e = 0; e < 4; ++e) z[4 * n + e] = -9;
+    z[4 * n + static_cast<std::size_t>(expert[2 * n])] = 0;
+    z[4 * n + static_cast<std::size_t>(expert[2 * n + 1])] = 1e-9f;
+  })(own);
+  CHECK(verdict(c, own) == "router logits: logits. gates: gate. ");
+}
+
 TEST_CASE("replay: another router, the same experts") {
   const check::OneThread one_thread;
   const auto heavier = changed<double>("in.shared.moe.router.weight", [](auto& w) { w[3] += 0.5; });
@@ -207,6 +234,31 @@ TEST_CASE("replay: what departs is named with its values") {
   CHECK(judged[4].tolerance <= 1e-12);
 }
 
+TEST_CASE("replay: values that are not numbers, and tensors of another size") {
+  const check::OneThread one_thread;
+  const Case c("moe_paper");
+  const SafeTensors own = run(c);
+  const auto with = [&](const std::string& name, double value) {
+    return verdict(c, edited(own, changed<double>(name, [&](auto& x) { x[5] = value; })));
+  };
+  // Where the logits are no numbers, nothing follows from them.
+  for (const double value : {std::nan(""), HUGE_VAL})
+    CHECK(with("out.logits", value) ==
+          "router logits: logits. choices: unknown. gates: unknown. ");
+  CHECK(with("out.gate", std::nan("")) == "gates: gate. experts: y. ");
+  CHECK(with("out.y", std::nan("")) == "experts: y. ");
+  CHECK(with("out.y", -HUGE_VAL) == "experts: y. ");
+  CHECK(with("out.results", std::nan("")) == "experts: results. ");
+  const auto judged = support::replay_dump(c.about, c.file, edited(own, [](SafeTensors& d) {
+    d.tensors.erase("out.y");
+    d.add("y", Shape{3}, std::vector<double>(3));
+  }));
+  CHECK(judged[5].name == "y");
+  CHECK(judged[5].element == -1);
+  CHECK(judged[5].ours == double(own.at("out.y").shape.num_values()));
+  CHECK(judged[5].theirs == 3);
+}
+
 TEST_CASE("replay: dumps that make no routing are refused") {
   const Case c("moe_paper");
   const SafeTensors own = run(c);
@@ -232,6 +284,8 @@ TEST_CASE("replay: dumps that make no routing are refused") {
   CHECK_THROWS_WITH_AS(
       replay(changed<std::int32_t>("slot", [](Whole& s) { for (auto& x : s) x = 0; })),
       doctest::Contains("widenet: route: no two replayed choices may share a slot"), ValueError);
+  CHECK_THROWS_WITH_AS(replay([](SafeTensors& d) { d.tensors.at("expert").shape = Shape{2, 16}; }),
+                       "widenet: replay: expert must be (N, K) = (16, 2); got (2, 16)", IoError);
   for (const double value : {0.5, -2.0, 1e300, std::nan("")})
     CHECK_THROWS_WITH_AS(replay([&](SafeTensors& d) {
                            d.tensors.erase("slot");

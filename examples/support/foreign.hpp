@@ -640,9 +640,10 @@ inline VisionConfig timm_vit_config(const ForeignSettings& settings, const SafeT
                            settings.source(), ": no weight may alter the model; got ",
                            entry.first);
   VisionConfig c;
-  const std::vector<Index> sides = args.has("img_size")
-                                       ? args.sides("img_size")
-                                       : settings.inside("pretrained_cfg").sides("input_size");
+  const std::vector<Index> sides =
+      args.has("img_size")             ? args.sides("img_size")
+      : settings.has("pretrained_cfg") ? settings.inside("pretrained_cfg").sides("input_size")
+                                       : settings.sides("input_size");  // of older files
   c.image_height = sides[0], c.image_width = sides[1];
   for (const char* name : {"patch_embed.proj.weight", "blocks.0.mlp.fc1.weight"})
     if (file.tensors.count(name) == 0)
@@ -920,7 +921,10 @@ inline std::string timm_vit_settings(const VisionConfig& c) {
       << ", \"mlp_ratio\": " << double(e.dense_hidden) / double(e.width)
       << ", \"global_pool\": \"" << pool << "\", \"fc_norm\": false, \"pos_drop_rate\": "
       << e.dropout << ", \"proj_drop_rate\": " << e.dropout << ", \"act_layer\": \""
-      << (e.gelu == Gelu::tanh ? "gelu_tanh" : "gelu") << "\"}\n}\n";
+      << (e.gelu == Gelu::tanh ? "gelu_tanh" : "gelu")
+      << "\"},\n  \"pretrained_cfg\": {\"input_size\": [" << c.channels << ", " << c.image_height
+      << ", " << c.image_width << "], \"fixed_input_size\": true, \"num_classes\": " << c.classes
+      << ", \"first_conv\": \"patch_embed.proj\", \"classifier\": \"head\"}\n}\n";
   return out.str();
 }
 

@@ -10,8 +10,8 @@
 #include "support/golden.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // find, max, min
-#include <cmath>      // fabs, floor, fmax
+#include <algorithm>  // all_of, find, max, min
+#include <cmath>      // fabs, floor, fmax, isfinite
 #include <cstdint>    // int32_t
 #include <iterator>   // distance
 #include <map>        // map
@@ -27,8 +27,8 @@ struct Judged {
   std::string given;      // what of theirs we started from
   Index compared = 0;     // tensors; 0: the dump does not say, or it cannot be judged
   std::string name = "";  // of the tensor that departs, or empty
-  Index element = -1;
-  double ours = 0, theirs = 0, tolerance = 0;
+  Index element = -1;     // -1: they are not equally many
+  double ours = 0, theirs = 0, tolerance = 0;  // of that element; or how many there are
   bool departs() const { return !name.empty(); }
 };
 
@@ -47,7 +47,11 @@ inline void judge(Judged& judged, const std::string& name, const std::vector<dou
   ++judged.compared;
   if (judged.departs() || distance(ours, theirs) <= tolerance) return;
   judged.name = name, judged.tolerance = tolerance;
-  for (std::size_t i = 0; i < std::min(ours.size(), theirs.size()); ++i) {
+  if (ours.size() != theirs.size()) {
+    judged.ours = double(ours.size()), judged.theirs = double(theirs.size());
+    return;
+  }
+  for (std::size_t i = 0; i < ours.size(); ++i) {
     if (std::fabs(ours[i] - theirs[i]) <= tolerance) continue;
     judged.element = static_cast<Index>(i), judged.ours = ours[i], judged.theirs = theirs[i];
     return;
@@ -163,7 +167,8 @@ inline std::vector<double> logits_of_choices(const TheirRouting& r, Index K, Ind
   return logits;
 }
 
-/// Choices given their logits, slots given their choices, gates given both.
+/// Choices given their logits, slots given their choices, gates given both. Of logits that are not
+/// all finite neither choices nor gates follow.
 template <class T>
 void judge_decisions(const TheirRouting& r, const CaseOfExperts& about, Judged& choices,
                      Judged& slots, Judged& gates) {
@@ -175,15 +180,20 @@ void judge_decisions(const TheirRouting& r, const CaseOfExperts& about, Judged& 
     return std::vector<double>(x.begin(), x.end());
   };
   const EncoderConfig& e = about.config;
-  Routing<T> ours = our_decisions<T>(r, r.logits, about, r.noise);
-  judge(choices, r.prefix + "expert", numbers(ours.expert), theirs(r.expert), 0);
+  const bool is_finite = std::all_of(r.logits.begin(), r.logits.end(),
+                                     [](double z) { return std::isfinite(z); });
   const Priority order = e.conventions.priority;
-  const bool is_other = ours.expert.to_vector() != r.expert;
+  Routing<T> ours;
+  if (is_finite) {
+    ours = our_decisions<T>(r, r.logits, about, r.noise);
+    judge(choices, r.prefix + "expert", numbers(ours.expert), theirs(r.expert), 0);
+  }
+  const bool is_other = !is_finite || ours.expert.to_vector() != r.expert;
   if (is_other) ours = our_decisions<T>(r, logits_of_choices(r, e.top_k, e.experts), about, {});
   if (r.has_slots &&
       (!is_other || order == Priority::token_major || order == Priority::choice_major))
     judge(slots, r.prefix + "slot", numbers(ours.slot), theirs(r.slot), 0);
-  if (r.gate.empty()) return;
+  if (r.gate.empty() || !is_finite) return;
   const auto gate = [&](auto zero) {
     using V = decltype(zero);
     const typename Replay<V>::Choices same{Buffer<std::int32_t>(r.expert),
@@ -255,6 +265,12 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
     require<IoError>(static_cast<Index>(r.expert.size()) == r.N * e.top_k,
                      "replay: a dump must hold ", name, " with ", r.N * e.top_k, " values; got ",
                      r.expert.size());
+    for (const char* what : {"expert", "slot", "gate"}) {
+      const std::string key = replaying::key_of(dump, r.prefix + what);
+      if (key.empty() || dump.at(key).shape.rank() != 2) continue;
+      require<IoError>(dump.at(key).shape[0] == r.N, "replay: ", key, " must be (N, K) = (", r.N,
+                       ", ", e.top_k, "); got ", dump.at(key).shape);
+    }
     r.slot = replaying::whole_numbers(theirs("slot"));
     r.has_slots = !r.slot.empty();
     if (!r.has_slots) r.slot = replaying::slots_in_order(r.expert);

@@ -134,6 +134,8 @@ inline Answer replay_command(const std::string& path, const std::string& dump) {
       out << ", element " << j.element << ": ours " << std::setprecision(9) << j.ours
           << ", theirs " << j.theirs << " (tolerance " << std::setprecision(3) << j.tolerance
           << ')';
+    else if (j.departs())
+      out << ": " << j.theirs << " values in place of " << j.ours;
     out << '\n';
     agrees = agrees && !j.departs();
   }
