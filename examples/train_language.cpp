@@ -1,4 +1,4 @@
-// Pre-trains a language WideNet on text, fine-tunes it on sentences or questions, and evaluates it.
+// Pre-trains a language model on text, fine-tunes it on sentences or questions, and evaluates it.
 //
 //   train_language --task pretrain [--text FILE]                     hidden words, sentence order
 //   train_language --task toy [--start MODEL]                        what is wrong with a sentence
@@ -8,7 +8,8 @@
 // Without files everything runs on a toy language that the program generates. --preset names a
 // model of the paper, --recipe a way to train it; --help lists all options. Writes its model,
 // metrics.jsonl, routes.jsonl, result.json, report.html and predictions into the folder OUT. Ctrl-C
-// saves and stops; --resume goes on, to the same bits as if it had never stopped.
+// saves and stops; --resume goes on, to the same bits as if it had never stopped; after the last
+// step it evaluates again, on another --test if one is given.
 
 #include "support/glue.hpp"
 #include "support/grammar.hpp"
@@ -50,7 +51,7 @@ struct Options {
   std::string recipe_name = "toy", preset = "toy", optimizer = "adamw";
   bool is_cased = false, paper_size = false, resume = false;
   double weight_decay = 0.01, capacity = 0;
-  wn::Index blocks = 0, hidden = 0, experts = 0, stride = 16, save_every = 0;
+  wn::Index blocks = 0, hidden = 0, experts = 0, micro_batches = 1, stride = 0, save_every = 0;
   bool no_experts = false;
   std::uint64_t seed = 0;
 };
@@ -92,6 +93,7 @@ support::CommandLine command_line(Options& o) {
       .add("--steps", r.steps, "steps of training")
       .add("--warmup", r.warmup, "of these with a growing rate, at most half of them", 0)
       .add("--batch", r.batch, "sequences in a step")
+      .add("--micro-batches", o.micro_batches, "parts that a batch is worked on in")
       .add("--length", r.tokens, "tokens in a sequence, at most", 8)
       .add("--optimizer", o.optimizer, "optimiser", {"adamw", "lamb"})
       .add("--rate", r.learning_rate, "learning rate at its peak")
@@ -99,10 +101,10 @@ support::CommandLine command_line(Options& o) {
       .add("--capacity", o.capacity, "capacity factor, to a hundredth; 0: the recipe's")
       .add("--dropout", r.dropout, "fraction dropped")
       .add("--lambda", r.balance_weight, "weight of the balance loss")
-      .add("--stride", o.stride, "SQuAD: tokens from window to window")
+      .add("--stride", o.stride, "SQuAD: tokens from window to window; 0: a third of --length", 0)
       .add("--seed", o.seed, "seed of everything random")
       .add("--save-every", o.save_every, "save after so many steps, too", 0)
-      .add("--resume", o.resume, "go on where the run in --out stopped");
+      .add("--resume", o.resume, "go on where the run in --out stopped, or evaluate again");
   return line;
 }
 
@@ -180,7 +182,7 @@ struct Step {
   std::vector<std::pair<std::string, double>> metrics;
   wn::Index num_tokens = 0;
 };
-using Objective = std::function<Step(const Model& model, wn::Index step)>;
+using Objective = std::function<Step(const Model& model, wn::Index step, wn::Index micro_batch)>;
 
 /// What is looked at while the model trains: a batch as words, and what the model makes of it.
 struct Watch {
@@ -218,9 +220,40 @@ std::string fingerprint(const Options& o) {
   return support::JsonLine()
       .add("task", o.task).add("text", o.text).add("train", o.training).add("vocab", o.vocabulary)
       .add("cased", o.is_cased).add("start", o.start).add("steps", r.steps).add("warmup", r.warmup)
-      .add("batch", r.batch).add("length", r.tokens).add("optimizer", o.optimizer)
-      .add("rate", r.learning_rate).add("weight_decay", o.weight_decay)
-      .add("lambda", r.balance_weight).add("stride", o.stride).text();
+      .add("batch", r.batch).add("micro_batches", o.micro_batches).add("length", r.tokens)
+      .add("optimizer", o.optimizer).add("rate", r.learning_rate)
+      .add("weight_decay", o.weight_decay).add("lambda", r.balance_weight).add("stride", o.stride)
+      .text();
+}
+
+/// What one step did, the mean over its micro-batches.
+struct StepResult {
+  double loss = 0, balance_loss = 0, dropped = 0;
+  std::vector<std::pair<std::string, double>> metrics = {};
+  wn::Index num_tokens = 0;
+};
+
+/// Leaves the gradients of a step: of the batch in micro-batches, the loss of each divided by their
+/// number.
+StepResult accumulate_gradients(const Model& model, const Objective& objective, const Options& o,
+                                wn::Index step) {
+  const double share = 1 / double(o.micro_batches);
+  StepResult result;
+  for (wn::Index m = 0; m < o.micro_batches; ++m) {
+    const Step part = objective(model, step, m);
+    const auto loss = wn::total_loss(part.loss, part.out.balance_loss, o.recipe.balance_weight);
+    (share * loss).backward();
+    result.loss += share * double(part.loss.item());
+    result.balance_loss += share * double(part.out.balance_loss.item());
+    result.dropped += share * dropped_fraction(part.out);
+    result.metrics.resize(part.metrics.size());
+    for (std::size_t i = 0; i < part.metrics.size(); ++i) {
+      result.metrics[i].first = part.metrics[i].first;
+      result.metrics[i].second += share * part.metrics[i].second;
+    }
+    result.num_tokens += part.num_tokens;
+  }
+  return result;
 }
 
 /// Trains to the last step, or until Ctrl-C: then it saves, and returns false.
@@ -257,20 +290,18 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
   support::ProgressLine progress(first_step, steps);
   for (wn::Index step = first_step; step < steps; ++step) {
     const support::JsonLine look = routes.before_step(step);
-    const Step result = objective(model, step);
     optimizer.zero_grad();
-    wn::total_loss(result.loss, result.out.balance_loss, o.recipe.balance_weight).backward();
+    const StepResult did = accumulate_gradients(model, objective, o, step);
     wn::clip_global_norm(model.parameters(), 1.0);
     optimizer.set_learning_rate(schedule(step));
     optimizer.step();
 
-    const double loss = result.loss.item(), balance = result.out.balance_loss.item();
-    const double dropped = dropped_fraction(result.out);
     support::JsonLine line;
-    line.add("step", step).add("loss", loss).add("balance_loss", balance).add("dropped", dropped);
-    for (const auto& metric : result.metrics) line.add(metric.first, metric.second);
+    line.add("step", step).add("loss", did.loss).add("balance_loss", did.balance_loss);
+    line.add("dropped", did.dropped);
+    for (const auto& metric : did.metrics) line.add(metric.first, metric.second);
     metrics.write(line.add(look));
-    progress.update(step + 1, loss, balance, dropped, result.num_tokens);
+    progress.update(step + 1, did.loss, did.balance_loss, did.dropped, did.num_tokens);
     if (interrupt.requested() && step + 1 < steps) {
       save(step + 1);
       routes.finish(step + 1);
@@ -299,14 +330,22 @@ std::string percent(double fraction) { return support::fixed(100 * fraction, 2) 
 
 void tell(const std::string& what) { std::cout << what << std::endl; }
 
+/// What a report calls a model.
+std::string kind_of(const wn::EncoderConfig& e) {
+  if (e.experts > 0) return e.share_experts ? "A WideNet" : "A mixture of experts";
+  if (e.is_pre_norm) return "A dense encoder";
+  return e.share_experts ? "An ALBERT" : "A BERT";
+}
+
 /// The report, with the load of the experts in `out`, the last batch of the evaluation.
 void report(const Options& o, const Model& model, const wn::LanguageOutput<float>& out,
-            const std::string& title, const std::string& examples,
+            const std::string& what_it_does, const std::string& examples,
             const support::NamedValues& summary) {
   const support::RunFiles run{o.out};
   support::RunResult result;
-  result.title = title, result.examples = examples, result.summary = summary;
   const wn::EncoderConfig& e = model.config().encoder;
+  result.title = kind_of(e) + what_it_does;
+  result.examples = examples, result.summary = summary;
   if (e.experts > 0 && e.share_attention && e.share_router && e.share_experts &&
       !e.share_layer_norm)
     result.subtitle = "One attention, one router and one set of experts, shared by all blocks; "
@@ -380,10 +419,10 @@ int pretrain(const Options& o) {
   const Watch watch{watched_words(watched.batch, tokenizer), [&](const Model& m) {
     return pretraining_step(m, watched, m.forward(watched.batch));
   }};
-  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
-    const support::MaskedBatch batch =
-        support::masked_batch_of_step(pairs, o.recipe.batch, tokenizer, mask, rng, step);
-    return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step}));
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step, wn::Index part) {
+    const support::MaskedBatch batch = support::masked_batch_of_step(
+        pairs, o.recipe.batch, tokenizer, mask, rng, step, part, o.micro_batches);
+    return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step, part}));
   }, watch);
   if (!is_finished) return 0;
 
@@ -406,7 +445,7 @@ int pretrain(const Options& o) {
   tell("On text it has not seen: " + hidden + " of the hidden words (always the most frequent " +
        "one: " + percent(double(most_frequent) / double(num_words)) + "), " + order +
        " of the orders (chance: 50 %), word loss " + support::fixed(mean["word_loss"], 3) + ".");
-  report(o, model, last, "A WideNet learns a language", "hidden words",
+  report(o, model, last, " learns a language", "hidden words",
          {{"hidden words found", hidden}, {"orders found", order}});
   return 0;
 }
@@ -444,13 +483,15 @@ Predicted predict(const Model& model, const std::vector<support::Sequence>& sequ
   return result;
 }
 
-/// Writes index and class of every test sentence, as GLUE wants it.
+/// Writes index and class of every test sentence, as GLUE wants it. Rows that were left out have
+/// none.
 void write_predictions(const std::string& path, const std::vector<std::int32_t>& labels,
+                       const std::vector<support::SentenceExample>& examples,
                        const std::vector<std::string>& classes) {
   std::ofstream out(path);
   out << "index\tprediction\n";
   for (std::size_t i = 0; i < labels.size(); ++i)
-    out << i << '\t' << classes[static_cast<std::size_t>(labels[i])] << '\n';
+    out << examples[i].place << '\t' << classes[static_cast<std::size_t>(labels[i])] << '\n';
   out.flush();
   wn::require<wn::IoError>(out.good(), "train_language: ", path,
                            ": must be writable; got: a failed write");
@@ -482,11 +523,18 @@ int classify(const Options& o) {
     test_labels.push_back(e.label);
   }
 
+  const auto num_full = std::count_if(inputs.begin(), inputs.end(), [&](const auto& input) {
+    return static_cast<wn::Index>(input.token.size()) == o.recipe.tokens;
+  });
+
   const wn::Rng rng(o.seed);
   const Model model = model_for(o, tokenizer, static_cast<wn::Index>(task.classes.size()));
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
        std::to_string(training.size()) + " sentences in " + std::to_string(task.classes.size()) +
        " classes.");
+  if (num_full > 0)
+    tell(std::to_string(num_full) + " of them fill --length, " + std::to_string(o.recipe.tokens) +
+         " tokens; what is longer has lost its end.");
   // Test sentences, or where these have no labels, training sentences.
   const bool has_labels = test_labels[0] >= 0;
   const std::vector<support::Sequence>& source = has_labels ? test_inputs : inputs;
@@ -501,16 +549,16 @@ int classify(const Options& o) {
     const auto out = m.forward(watched);
     return Step{wn::cross_entropy(m.class_logits(out.tokens), watched_labels), out, {}, 0};
   }};
-  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step, wn::Index part) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> labels;
-    for (const std::size_t i :
-         support::examples_of_step(inputs.size(), o.recipe.batch, rng, step)) {
+    const auto all = support::examples_of_step(inputs.size(), o.recipe.batch, rng, step);
+    for (const std::size_t i : support::part_of(all, part, o.micro_batches)) {
       chosen.push_back(inputs[i]);
       labels.push_back(training[i].label);
     }
     const wn::TokenBatch batch = support::batch_of(chosen, tokenizer.pad);
-    const auto out = m.forward(batch, wn::Training{rng, step});
+    const auto out = m.forward(batch, wn::Training{rng, step, part});
     const auto logits = m.class_logits(out.tokens);
     return Step{wn::cross_entropy(logits, labels), out,
                 {{"accuracy", wn::accuracy(logits, labels)}}, batch.B * batch.T};
@@ -518,7 +566,7 @@ int classify(const Options& o) {
   if (!is_finished) return 0;
 
   const Predicted predicted = predict(model, test_inputs, o.recipe.batch, tokenizer.pad);
-  write_predictions(o.out + "/predictions.tsv", predicted.labels, task.classes);
+  write_predictions(o.out + "/predictions.tsv", predicted.labels, testing, task.classes);
   support::NamedValues summary;
   if (test_labels[0] >= 0) {
     wn::Index hits = 0;
@@ -541,7 +589,7 @@ int classify(const Options& o) {
   } else {
     tell(o.testing + " has no labels: see " + o.out + "/predictions.tsv.");
   }
-  report(o, model, predicted.last, "A WideNet judges sentences", "sentences", summary);
+  report(o, model, predicted.last, " judges sentences", "sentences", summary);
   return 0;
 }
 
@@ -572,7 +620,8 @@ int answer(const Options& o) {
   const support::Tokenizer tokenizer = tokenizer_for(o);
   const support::SquadData training = questions(o.training), testing = questions(o.testing);
   support::SquadOptions options;
-  options.max_tokens = o.recipe.tokens, options.stride = o.stride;
+  options.max_tokens = o.recipe.tokens;
+  options.stride = o.stride > 0 ? o.stride : o.recipe.tokens / 3;
   options.question_tokens = std::min<wn::Index>(options.question_tokens, o.recipe.tokens / 2);
   std::vector<support::SquadWindow> windows;
   for (std::size_t q = 0; q < training.questions.size(); ++q)
@@ -591,11 +640,11 @@ int answer(const Options& o) {
        std::to_string(windows.size()) + " windows.");
   std::vector<support::Sequence> watched_parts;
   std::vector<std::int32_t> watched_places;
-  for (std::size_t q = 0; q < testing.questions.size(); ++q)
+  const std::size_t most = static_cast<std::size_t>(std::min(num_watched, o.recipe.batch));
+  for (std::size_t q = 0; q < testing.questions.size() && watched_parts.size() < most; ++q)
     for (const support::SquadWindow& window :
          support::squad_windows(testing, q, tokenizer, options)) {
-      if (static_cast<wn::Index>(watched_parts.size()) >= std::min(num_watched, o.recipe.batch))
-        break;
+      if (watched_parts.size() == most) break;
       watched_parts.push_back(window.sequence);
       watched_places.push_back(static_cast<std::int32_t>(window.answer_first));
       watched_places.push_back(static_cast<std::int32_t>(window.answer_last));
@@ -605,17 +654,17 @@ int answer(const Options& o) {
     const auto out = m.forward(watched);
     return Step{span_loss(m.span_logits(out.tokens), watched_places), out, {}, 0};
   }};
-  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step) {
+  const bool is_finished = train(o, model, [&](const Model& m, wn::Index step, wn::Index part) {
     std::vector<support::Sequence> chosen;
     std::vector<std::int32_t> places;
-    for (const std::size_t i :
-         support::examples_of_step(windows.size(), o.recipe.batch, rng, step)) {
+    const auto all = support::examples_of_step(windows.size(), o.recipe.batch, rng, step);
+    for (const std::size_t i : support::part_of(all, part, o.micro_batches)) {
       chosen.push_back(windows[i].sequence);
       places.push_back(static_cast<std::int32_t>(windows[i].answer_first));
       places.push_back(static_cast<std::int32_t>(windows[i].answer_last));
     }
     const wn::TokenBatch batch = support::batch_of(chosen, tokenizer.pad);
-    const auto out = m.forward(batch, wn::Training{rng, step});
+    const auto out = m.forward(batch, wn::Training{rng, step, part});
     return Step{span_loss(m.span_logits(out.tokens), places), out, {}, batch.B * batch.T};
   }, watch);
   if (!is_finished) return 0;
@@ -647,7 +696,7 @@ int answer(const Options& o) {
   tell("Of " + std::to_string(scores.count) + " questions: exact match " + exact + ", F1 " + f1 +
        (may_be_impossible ? "; without an answer: " + support::fixed(scores.impossible_exact, 2)
                           : "") + ".");
-  report(o, model, last, "A WideNet answers questions", "questions",
+  report(o, model, last, " answers questions", "questions",
          {{"F1", f1}, {"exact match", exact}});
   return 0;
 }
@@ -659,6 +708,9 @@ int run(const Options& o) {
                               "train_language: --train and --test must be given for sst2, mnli, "
                               "cola and squad, and for no other task; got \"", o.training, "\", \"",
                               o.testing, "\" for ", o.task);
+  wn::require<wn::ValueError>(o.recipe.batch % o.micro_batches == 0,
+                              "train_language: --micro-batches must divide --batch; got ",
+                              o.micro_batches, ", ", o.recipe.batch);
   wn::require<wn::ValueError>(o.text.empty() || o.task == "pretrain",
                               "train_language: --text must be for the task pretrain; got ", o.task);
   std::filesystem::create_directories(o.out);
@@ -673,7 +725,7 @@ int main(int argc, char** argv) {
     Options options;
     options.recipe = recipe_of(argc, argv);
     const support::CommandLine line = command_line(options);
-    if (line.parse(argc, argv)) return run(options);
+    if (argc > 1 && line.parse(argc, argv)) return run(options);
     std::cout << line.usage();
     return 0;
   } catch (const std::exception& error) {

@@ -176,7 +176,8 @@ wn::VisionModel<float> model_for(const Options& o, const support::ImageSet& data
 }
 
 std::string name_of(const Options& o) {
-  return !o.start.empty() ? o.start : o.paper_size ? o.preset : o.preset + " at toy size";
+  if (!o.start.empty()) return o.start;
+  return o.preset + (o.paper_size ? "" : " at toy size") + (o.no_experts ? ", no experts" : "");
 }
 
 /// One of the three optimisers, behind what they share.
@@ -284,7 +285,7 @@ Trained train(const Options& o, const wn::VisionModel<float>& model, const suppo
   const Index steps = result.steps;
   wn::require<wn::ValueError>(steps > 0, "train_vision: there must be a step; got ", r.epochs,
                               " epochs of ", data.count, " images in batches of ", r.batch,
-                              "; hint: --steps");
+                              "; hint: ", data.count < r.batch ? "a smaller --batch" : "--steps");
   const wn::Schedule schedule = schedule_of(o, steps);
   const AnyOptimizer optimizer = optimizer_of(o, model.parameters());
   const std::string settings = fingerprint(o, steps);
@@ -400,7 +401,7 @@ int run(const Options& o) {
                                         ? support::split_off(training, o.held_out)
                                         : support::load_image_set(o.data, "test", o.classes);
   const wn::VisionModel<float> model = model_for(o, training);
-  std::cout << name_of(o) << " with " << model.num_parameters() << " parameters learns from "
+  std::cout << name_of(o) << ", " << model.num_parameters() << " parameters, learns from "
             << training.count << " images of " << training.classes << " classes." << std::endl;
   const support::RunFiles files{o.out};
   std::filesystem::create_directories(files.folder);

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <set>
 
 using namespace widenet;
@@ -293,6 +294,31 @@ TEST_CASE("presets: each learns, and goes on with the same bits after it was sav
   for (const auto& preset : support::language_presets()) {
     INFO(preset.first);
     check_learning<LanguageModel>(preset.first, tiny(preset.second));
+  }
+}
+
+TEST_CASE("language model: it is embeddings, LayerNorm, projection, dropout, encoder") {
+  LanguageConfig c = tiny(LanguageConfig::widenet_albert(4));
+  c.encoder.dropout = 0.2;
+  const LanguageModel<double> model(c, Rng(5));
+  std::map<std::string, Tensor<double>> at;
+  for (const auto& p : model.parameters()) at[p.name] = p.tensor;
+  at.at("embeddings.norm.weight").value().assign(check::normal({4}, 1).to_vector());
+  ParameterSet<double> parameters(Rng(5));  // weights are a function of seed and name
+  const Encoder<double> encoder(c.encoder, parameters);
+  const TokenBatch batch = token_batch();
+  const Training training{Rng(6), 2};
+  for (const Training* t : {static_cast<const Training*>(nullptr), &training}) {
+    const auto found = t ? model.forward(batch, *t) : model.forward(batch);
+    auto x = (embedding(batch.token, at.at("embeddings.word.weight")) +
+              embedding(batch.type, at.at("embeddings.type.weight"))).reshaped({3, 5, 4});
+    x = add_to_sequences(x, embedding({0, 1, 2, 3, 4}, at.at("embeddings.position.weight")));
+    x = layer_norm(x, at.at("embeddings.norm.weight"), at.at("embeddings.norm.bias"), 1e-12);
+    x = linear(x, at.at("embeddings.projection.weight"), at.at("embeddings.projection.bias"));
+    if (t) x = dropout(x, 0.2, t->stream(Purpose::embedding_dropout, 0));
+    const auto out = encoder.forward(x, t, {}, Buffer<std::uint8_t>(batch.mask));
+    CHECK(check::same_bits(found.tokens.to_vector(), out.tokens.to_vector()));
+    CHECK(found.balance_loss.item() == out.balance_loss.item());
   }
 }
 

@@ -115,11 +115,13 @@ TEST_SUITE("support: glue") {
     CHECK(train.examples[0].first == "Our friends won't buy this.");
     CHECK(train.examples[0].label == 1);
     CHECK(train.examples[1].label == 0);
+    CHECK(train.examples[1].place == 1);
     const SentenceFile test =
         parse_sentences(glue_task("cola"), "index\tsentence\n0\tBill whistled.\n", "x");
     REQUIRE(test.examples.size() == 1);
     CHECK(test.examples[0].first == "Bill whistled.");
     CHECK(test.examples[0].label == -1);
+    CHECK(test.examples[0].place == 0);
   }
 
   TEST_CASE("a bad row is reported with its number, and the others are read") {
@@ -127,6 +129,7 @@ TEST_SUITE("support: glue") {
         glue_task("sst2"), "sentence\tlabel\nfine\t1\tmore\n\ngood\t1\n\t0\nbad\t2\nbad\t\n", "f");
     REQUIRE(file.examples.size() == 1);
     CHECK(file.examples[0].first == "good");
+    CHECK(file.examples[0].place == 2);  // of row 4
     CHECK(file.bad_rows == std::vector<std::string>{
                                "f: row 2: there must be 2 columns; got 3",
                                "f: row 3: there must be 2 columns; got 1",

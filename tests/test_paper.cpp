@@ -325,13 +325,13 @@ TEST_SUITE("support: paper") {
         else if (!row.paper.text().empty()) sure[row.name] = row.paper.text();
       }
     CHECK(recalled == std::set<std::string>{
-              "shared LayerNorm, small", "shared LayerNorm, medium", "shared LayerNorm, large",
+              "shared norms, small", "shared norms, medium", "shared norms, large",
               "no experts, small", "no experts, medium", "no experts, large", "ViT, shared",
-              "ViT, shared, twice as wide"});
+              "ViT, shared, wider"});
     CHECK(sure == std::map<std::string, std::string>{
               {"ViT small", "78.6"}, {"ViT medium", "77.5"}, {"ViT-MoE small", "77.9"},
               {"ViT-MoE medium", "77.4"}, {"WideNet small", "77.5"}, {"WideNet medium", "79.5"},
-              {"WideNet large", "80.1"}, {"WideNet, half the blocks", "78.2"},
+              {"WideNet large", "80.1"}, {"WideNet, half as deep", "78.2"},
               {"no sharing, small", "77.9"}, {"no sharing, medium", "77.4"},
               {"no sharing, large", "out of memory"}, {"ALBERT-like", "84.0"},
               {"BERT-like", "85.0"}, {"WideNet, 4 experts", "84.7"},

@@ -312,6 +312,34 @@ TEST_SUITE("support: masked batches") {
       CHECK(a.batch.token[std::size_t(a.places[i])] != t.pad);
   }
 
+  TEST_CASE("the parts of a batch are the batch") {
+    const Tokenizer t = Tokenizer::wordpiece(toy_vocabulary(), true);
+    std::vector<SegmentPair> pairs;  // all equally long, so that nothing is padded
+    for (std::int32_t i = 0; i < 12; ++i) pairs.push_back({{5 + i, 6, 7}, {8, 9, 5 + i}});
+    const MaskedBatch whole = masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5);
+    MaskedBatch sum;
+    for (Index m = 0; m < 3; ++m) {
+      const MaskedBatch part = masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5, m, 3);
+      CHECK(part.batch.B == 2);
+      for (const std::int32_t place : part.places)
+        sum.places.push_back(place + static_cast<std::int32_t>(sum.batch.token.size()));
+      const auto append = [](Ids& list, const Ids& more) {
+        list.insert(list.end(), more.begin(), more.end());
+      };
+      append(sum.batch.token, part.batch.token);
+      append(sum.labels, part.labels);
+      append(sum.order, part.order);
+    }
+    CHECK(sum.batch.token == whole.batch.token);
+    CHECK(sum.places == whole.places);
+    CHECK(sum.labels == whole.labels);
+    CHECK(sum.order == whole.order);
+    CHECK(error_of([&] { masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5, 0, 4); }) ==
+          "widenet: part_of: there must be a part m of k equal ones; got m = 0, k = 4 of 6");
+    CHECK(error_of([&] { part_of(Ids{1, 2}, 2, 2); }) ==
+          "widenet: part_of: there must be a part m of k equal ones; got m = 2, k = 2 of 2");
+  }
+
   TEST_CASE("an epoch visits every pair once, the next one in another order") {
     const Tokenizer t = numbered_words(60);
     std::vector<SegmentPair> pairs;

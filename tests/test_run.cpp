@@ -105,6 +105,9 @@ TEST_SUITE("support: run") {
     for (const std::string text : {"nan", "inf", "1e999", "1x", "", "0x10"})
       CHECK(error_of({"--rate", text.c_str()}) ==
             "widenet: train: --rate must be a number; got \"" + text + "\"");
+    CHECK(error_of({"--rate", "-1"}) ==
+          "widenet: train: --rate must not be negative; got -1");
+    CHECK(error_of({"--rate", "0"}) == "no error");
     CHECK(error_of({"--task", "speech"}) ==
           "widenet: train: --task must be one of vision|language; got \"speech\"");
   }

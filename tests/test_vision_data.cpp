@@ -396,6 +396,9 @@ TEST_CASE("load_image_set: finds IDX, CIFAR-10 and CIFAR-100; errors") {
     CHECK(text.erase(at, folder.path.string().size()) ==
           "widenet: load_image_set: : there must be test-images-idx3-ubyte (IDX), test_batch.bin "
           "(CIFAR-10) or test.bin (CIFAR-100); got none of them");
+    folder.write("train-images-idx3-ubyte.gz", {0x1F});
+    text = error_of(folder, [&] { load_image_set(folder.path.string(), "test"); });
+    CHECK(text.find("got none of them; hint: gunzip the files there") != std::string::npos);
   }
 }
 

@@ -23,6 +23,7 @@ namespace widenet::support {
 struct SentenceExample {
   std::string first, second;  // second: "" if the task has one sentence
   std::int32_t label = -1;    // -1: the file does not say, as in a test set
+  Index place = 0;            // of its row among those of the file, from 0, without the header
 };
 
 /// What a file holds: its examples, and what is wrong with the rows that are none, such as
@@ -99,6 +100,7 @@ inline SentenceFile parse_sentences(const GlueTask& task, const std::string& tex
       continue;
     }
     SentenceExample example;
+    example.place = static_cast<Index>(i) - (has_header ? 1 : 0);
     example.first = fields[first];
     if (!task.second.empty()) example.second = fields[second];
     if (example.first.empty() || (!task.second.empty() && example.second.empty())) {

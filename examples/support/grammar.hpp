@@ -282,7 +282,7 @@ inline std::vector<SentenceExample> toy_examples(Index count, const Rng& rng) {
         verb = &dice.one_of(toy_verbs());
       sentence.words[site.place] =
           toy_verb(*verb, site.is_plural != (fault == ToyFault::agreement));
-      examples.push_back({sentence.text(), "", static_cast<std::int32_t>(fault)});
+      examples.push_back({sentence.text(), "", static_cast<std::int32_t>(fault), i});
     }
   }
   return examples;

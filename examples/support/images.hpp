@@ -52,7 +52,8 @@ inline ImageSet load_image_set(const std::string& folder, const std::string& par
   }
   require<IoError>(has(part + ".bin"), "load_image_set: ", folder, ": there must be ", part,
                    "-images-idx3-ubyte (IDX), ", ten, " (CIFAR-10) or ", part,
-                   ".bin (CIFAR-100); got none of them");
+                   ".bin (CIFAR-100); got none of them",
+                   has("train-images-idx3-ubyte.gz") ? "; hint: gunzip the files there" : "");
   read_cifar(folder + "/" + part + ".bin", Cifar::hundred, set);
   return set;
 }

@@ -256,18 +256,20 @@ struct MaskedBatch {
 };
 
 /// The batch of a step, a function of the seed and the step: each visit of a pair swaps it or not,
-/// and hides other tokens.
+/// and hides other tokens. Or part m of k of it, with the tokens that the whole would have.
 ///
-///   Errors    as examples_of_step
+///   Errors    as examples_of_step and part_of
 ///   Differs   ALBERT swaps and hides once, when it writes its files
 inline MaskedBatch masked_batch_of_step(const std::vector<SegmentPair>& pairs, Index batch_size,
                                         const Tokenizer& tokenizer, const MaskOptions& options,
-                                        const Rng& rng, Index step) {
+                                        const Rng& rng, Index step, Index m = 0, Index k = 1) {
   MaskedBatch result;
   std::vector<Sequence> sequences;
   std::vector<std::vector<MaskedToken>> masked;
-  for (const std::size_t example : examples_of_step(pairs.size(), batch_size, rng, step)) {
-    const Rng here = rng.at_step(step).at_micro_batch(static_cast<Index>(sequences.size()));
+  const std::vector<std::size_t> all = examples_of_step(pairs.size(), batch_size, rng, step);
+  for (const std::size_t example : part_of(all, m, k)) {
+    const Index place = m * (batch_size / k) + static_cast<Index>(sequences.size());
+    const Rng here = rng.at_step(step).at_micro_batch(place);
     const SegmentPair& pair = pairs[example];
     const bool is_swapped = stream(here, Draw::order).uniform(0) < 0.5;
     sequences.push_back(is_swapped ? joined(tokenizer, pair.second, pair.first)
@@ -277,10 +279,10 @@ inline MaskedBatch masked_batch_of_step(const std::vector<SegmentPair>& pairs, I
   }
   result.batch = batch_of(sequences, tokenizer.pad);
   for (std::size_t b = 0; b < masked.size(); ++b)
-    for (const MaskedToken& m : masked[b]) {
+    for (const MaskedToken& token : masked[b]) {
       result.places.push_back(
-          static_cast<std::int32_t>(b * static_cast<std::size_t>(result.batch.T) + m.place));
-      result.labels.push_back(m.label);
+          static_cast<std::int32_t>(b * static_cast<std::size_t>(result.batch.T) + token.place));
+      result.labels.push_back(token.label);
     }
   return result;
 }

@@ -256,7 +256,8 @@ inline const char* paper_style() {
 .pair .words{white-space:normal}
 .pair thead th{white-space:normal;vertical-align:bottom;line-height:1.3}
 .pair th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
-.pair tbody th{color:var(--ink)}.pair td:last-child,.pair th:last-child{padding-right:0}
+.pair tbody th{color:var(--ink);white-space:normal;min-width:8em}
+.pair td:last-child,.pair th:last-child{padding-right:0}
 .seed{opacity:.38}.mean{stroke:var(--card);stroke-width:1.5}
 .mean.recalled{fill:var(--card);stroke:var(--s1);stroke-width:1.8}
 .verdicts{list-style:none;padding:14px 0 0;margin-top:18px;font-size:14.5px;
@@ -267,7 +268,7 @@ border-radius:50%;border:2px solid var(--quiet)}
 .verdicts .same::before{background:var(--s2);border-color:var(--s2)}
 .verdicts .other::before{background:var(--wrong);border-color:var(--wrong);border-radius:2px}
 .verdicts .remark::before{border-radius:0;border:0;background:var(--quiet);height:2px;top:.72em}
-@media (max-width:860px){.pair{grid-template-columns:minmax(0,1fr)}}
+@media (max-width:1000px){.pair{grid-template-columns:minmax(0,1fr)}}
 )css";
 }
 

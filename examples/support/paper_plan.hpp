@@ -284,13 +284,13 @@ inline PaperTable ablations(const VisionRows& make) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     t.rows.push_back(beside(make.widenet(i), full[i]));
     t.rows.push_back(beside(
-        make.changed_widenet("shared LayerNorm, " + sizes[i], i,
+        make.changed_widenet("shared norms, " + sizes[i], i,
                              [](EncoderConfig& e) { e.share_layer_norm = true; }), shared_norm[i]));
     t.rows.push_back(beside(make.changed_widenet("no experts, " + sizes[i], i,
                                                  [](EncoderConfig& e) { e.experts = 0; }),
                             dense[i]));
     t.rows.push_back(beside(named(make.vit_moe(i), "no sharing, " + sizes[i]), unshared[i]));
-    t.claims.push_back({"WideNet " + sizes[i], "shared LayerNorm, " + sizes[i]});
+    t.claims.push_back({"WideNet " + sizes[i], "shared norms, " + sizes[i]});
     t.claims.push_back({"WideNet " + sizes[i], "no experts, " + sizes[i]});
   }
   t.claims.push_back({"no sharing, small", "WideNet small", 0.4});
@@ -312,14 +312,14 @@ inline PaperTable comparable_compute(const VisionRows& make) {
   const auto half_the_blocks = [](EncoderConfig& e) { e.blocks /= 2; };
   t.rows = {beside(make.vit(1), {77.5, "305M"}),
             beside(make.changed_widenet("ViT, shared", 1, without_experts), {76.9, "15M", true}),
-            beside(make.changed_widenet("ViT, shared, twice as wide", 1, twice_as_wide),
+            beside(make.changed_widenet("ViT, shared, wider", 1, twice_as_wide),
                    {75.8, "24M", true}),
-            beside(make.changed_widenet("WideNet, half the blocks", 1, half_the_blocks),
+            beside(make.changed_widenet("WideNet, half as deep", 1, half_the_blocks),
                    {78.2, "40M"}),
             beside(make.widenet(1), {79.5, "40M"})};
-  t.claims = {{"WideNet, half the blocks", "ViT medium", 0.7},
+  t.claims = {{"WideNet, half as deep", "ViT medium", 0.7},
               {"WideNet medium", "ViT medium", 2.0},
-              {"ViT, shared", "ViT, shared, twice as wide", unknown, "accuracy", "no less"}};
+              {"ViT, shared", "ViT, shared, wider", unknown, "accuracy", "no less"}};
   t.paper_title = "paper, top-1 %";
   return t;
 }
@@ -405,6 +405,7 @@ inline PaperTable digits_search(const PaperBudget& budget,
                                 const std::shared_ptr<const PaperData>& data) {
   PaperTable digits;
   digits.id = "digits", digits.title = "Held-out training digits, by learning rate";
+  digits.columns[0].title = "accuracy, %";
   for (const double rate : {2.5e-3, 5e-3, 1e-2}) {
     const VisionRows make{data, budget.vision_steps, {rate, rate, rate}};
     for (const PaperRow& row : {make.vit(1), make.vit_moe(1), make.widenet(1)})
@@ -419,6 +420,7 @@ inline PaperTable sentences_search(const PaperBudget& budget,
   PaperTable sentences;
   sentences.id = "sentences";
   sentences.title = "Held-out training sentences, by learning rates of reading and judging";
+  sentences.columns[0].title = "accuracy, %";
   sentences.columns.push_back({"unread_accuracy", "not pre-trained, %", 100, 1});
   for (const double reading : {4e-3, 6e-3})
     for (const double judging : {1e-3, 2e-3, 3e-3}) {

@@ -94,12 +94,15 @@ class CommandLine {
                  value = static_cast<std::uint64_t>(whole_number(text, what));
                });
   }
+  /// A number that is not negative.
   CommandLine& add(const std::string& name, double& value, const std::string& help) {
     PlainText text;
     text << value;
     return add(name, text.str(), help, "X",
-               [&value](const std::string& number, const std::string& what) {
-                 value = finite_number(number, what);
+               [&value](const std::string& word, const std::string& what) {
+                 const double number = finite_number(word, what);
+                 require<ValueError>(number >= 0, what, " must not be negative; got ", number);
+                 value = number;
                });
   }
   CommandLine& add(const std::string& name, bool& value, const std::string& help) {

@@ -101,6 +101,17 @@ inline std::vector<std::size_t> examples_of_step(std::size_t count, Index batch_
   return {first, first + batch_size};
 }
 
+/// Part m of k of a list: the examples of a batch that micro-batch m works on.
+///
+///   Errors    ValueError unless k divides the size of the list and m is in [0, k)
+template <class T> std::vector<T> part_of(const std::vector<T>& list, Index m, Index k) {
+  const Index size = static_cast<Index>(list.size());
+  require<ValueError>(k > 0 && size % k == 0 && 0 <= m && m < k,
+                      "part_of: there must be a part m of k equal ones; got m = ", m, ", k = ", k,
+                      " of ", size);
+  return {list.begin() + m * (size / k), list.begin() + (m + 1) * (size / k)};
+}
+
 }  // namespace widenet::support
 
 #endif  // WIDENET_EXAMPLES_SUPPORT_SEQUENCE_HPP

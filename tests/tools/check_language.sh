@@ -62,6 +62,15 @@ start="--start $folder/whole/model.safetensors --steps 5"
   fail "$(tail -n 3 "$folder/sst2.txt")"
 said sst2 "row 4: there must be 2 columns; got 1"
 said sst2 "of 4 test sentences are classified right"
+[ "$(cut -f 1 "$folder/sst2/predictions.tsv" | tr '\n' ' ')" = "index 0 1 3 4 " ] ||
+  fail "predictions.tsv does not leave out the bad row"
+dense="--preset albert_base --no-experts --steps 5 --micro-batches 2 --task sst2"
+dense="$dense --train $folder/sst2.tsv"
+(language dense $dense --test "$folder/sst2.tsv") || fail "$(tail -n 3 "$folder/dense.txt")"
+grep -q "An ALBERT judges sentences" "$folder/dense/report.html" || fail "a dense model has no name"
+(language dense $dense --test "$folder/unlabelled.tsv" --resume) ||
+  fail "does not evaluate again: $(tail -n 3 "$folder/dense.txt")"
+said dense "unlabelled.tsv has no labels"
 (language test $start --task sst2 --train "$folder/sst2.tsv" --test "$folder/unlabelled.tsv") ||
   fail "$(tail -n 3 "$folder/test.txt")"
 [ "$(lines "$folder/test/predictions.tsv")" = 3 ] || fail "there are no predictions"
@@ -77,6 +86,8 @@ said other "--start must be a model of 260 words and at least 32 tokens; got 62,
 cp -r "$folder/parts" "$folder/seed"
 fails seed $pretrain --resume --seed 1
 said seed "--resume must have the settings of the run that it goes on with, seed 0"
+fails parts_of_batch $pretrain --micro-batches 3
+said parts_of_batch "--micro-batches must divide --batch; got 3, 4"
 fails files --task sst2 --train "$folder/sst2.tsv"
 said files "--train and --test must be given"
 for part in "<svg" "</html>"; do
