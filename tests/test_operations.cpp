@@ -342,6 +342,13 @@ TEST_CASE("softmax: known values, gradients, bits") {
   check_batch({{31, 37}}, softmax_);
 }
 
+TEST_CASE("softmax: denormal probabilities are not flushed to zero") {
+  const Tensor<float> x(Shape{1, 2}, std::vector<float>{0, -100});
+  const float p = softmax(x).to_vector()[1];
+  CHECK(p == math::exp(-100.0f));
+  CHECK(p > 0);
+}
+
 TEST_CASE("dropout: the mask follows its stream, in backward as in forward") {
   const Index n = 100003;
   const double fraction = 0.3;
