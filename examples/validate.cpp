@@ -165,13 +165,14 @@ int explain(std::vector<std::string> words, bool json) {
   }
   wn::require<wn::ConfigError>(!words.empty(),
                                "validate: there must be a run to explain; got none");
-  support::LayerRun run;
-  support::Explanation set;
-  for (std::size_t i = 0; i < words.size(); ++i) {
-    const wn::SafeTensors file = wn::read_safetensors(words[i]);
-    run = support::read_layer_run(file, file);
-    set = i == 0 ? support::explain(run) : support::both_of(set, support::explain(run));
-  }
+  const auto read = [](const std::string& path) {
+    const wn::SafeTensors file = wn::read_safetensors(path);
+    return support::read_layer_run(file, file);
+  };
+  const support::LayerRun run = read(words[0]);
+  support::Explanation set = support::explain(run);
+  for (std::size_t i = 1; i < words.size(); ++i)
+    set = support::both_of(set, support::explain(read(words[i])));
   const Findings findings = findings_of(set);
   const support::TellingInput next =
       set.size() > 1 ? support::telling_input(run, set) : support::TellingInput();
