@@ -2972,19 +2972,21 @@ Tensor<T> matmul(const Tensor<T>& x, const Tensor<T>& w) {
 
 namespace detail {
 
-/// layer_norm, and without beta rms_norm.
+/// What layer_norm does and, without beta, rms_norm.
 template <class T>
-Tensor<T> normalized(const char* operation, const Tensor<T>& x, const Tensor<T>& gamma,
-                     const Tensor<T>& beta, double eps) {
-  const Index D = x.shape().last(), N = x.shape().num_rows();
-  const Tensor<T> y(x.shape());
-  const Buffer<T> mean(N), rstd(N);
-  const auto forward = [x, gamma, beta, mean, rstd, N, D, eps](const Buffer<T>& value) {
-    kernel::layer_norm_forward(value.data(), mean.data(), rstd.data(), x.data(), gamma.data(),
+struct RowNorm {
+  Tensor<T> x, gamma, beta;
+  double eps;
+  Index D = x.shape().last(), N = x.shape().num_rows();
+  Buffer<T> mean = Buffer<T>(N), rstd = Buffer<T>(N);
+
+  Buffer<T> forward() const {
+    const Buffer<T> y(N * D);
+    kernel::layer_norm_forward(y.data(), mean.data(), rstd.data(), x.data(), gamma.data(),
                                beta ? beta.data() : nullptr, N, D, T(eps));
-  };
-  forward(y.value());
-  y.record(operation, {x, gamma, beta}, [x, gamma, beta, mean, rstd, N, D](const Buffer<T>& dy) {
+    return y;
+  }
+  void backward(const Buffer<T>& dy) const {
     if (x.needs_gradient())
       kernel::layer_norm_backward_x(x.sink(), dy.data(), x.data(), gamma.data(), mean.data(),
                                     rstd.data(), bool(beta), N, D);
@@ -2992,14 +2994,8 @@ Tensor<T> normalized(const char* operation, const Tensor<T>& x, const Tensor<T>&
       kernel::layer_norm_backward_gamma(gamma.sink(), dy.data(), x.data(), mean.data(),
                                         rstd.data(), N, D);
     if (beta && beta.needs_gradient()) kernel::add_rows(beta.sink(), dy.data(), N, D);
-  });
-  y.set_restore([forward, N, D] {
-    const Buffer<T> value(N * D);
-    forward(value);
-    return value;
-  });
-  return y;
-}
+  }
+};
 
 }  // namespace detail
 
@@ -3025,7 +3021,11 @@ Tensor<T> layer_norm(const Tensor<T>& x, const Tensor<T>& gamma, const Tensor<T>
   require<ShapeError>(gamma.shape() == Shape{D} && beta.shape() == Shape{D},
                       "layer_norm: gamma and beta must be (D) = ", Shape{D}, "; got ",
                       gamma.shape(), ", ", beta.shape());
-  return detail::normalized("layer_norm", x, gamma, beta, eps);
+  const detail::RowNorm<T> norm{x, gamma, beta, eps};
+  const Tensor<T> y(x.shape(), norm.forward());
+  y.record("layer_norm", {x, gamma, beta}, [norm](const Buffer<T>& dy) { norm.backward(dy); });
+  y.set_restore([norm] { return norm.forward(); });
+  return y;
 }
 
 /// RMSNorm: gives every row a mean square of 1, then scales; no mean goes, no shift comes.
@@ -3044,7 +3044,11 @@ Tensor<T> rms_norm(const Tensor<T>& x, const Tensor<T>& gamma, double eps = 1e-6
   require<ShapeError>(x.shape().rank() >= 1, "rms_norm: x must be (..., D); got ", x.shape());
   require<ShapeError>(gamma.shape() == Shape{x.shape().last()}, "rms_norm: gamma must be (D) = ",
                       Shape{x.shape().last()}, "; got ", gamma.shape());
-  return detail::normalized("rms_norm", x, gamma, Tensor<T>(), eps);
+  const detail::RowNorm<T> norm{x, gamma, Tensor<T>(), eps};
+  const Tensor<T> y(x.shape(), norm.forward());
+  y.record("rms_norm", {x, gamma}, [norm](const Buffer<T>& dy) { norm.backward(dy); });
+  y.set_restore([norm] { return norm.forward(); });
+  return y;
 }
 
 /// Gaussian error linear unit.
