@@ -71,6 +71,12 @@ grep -q "An ALBERT judges sentences" "$folder/dense/report.html" || fail "a dens
 (language dense $dense --test "$folder/unlabelled.tsv" --resume) ||
   fail "does not evaluate again: $(tail -n 3 "$folder/dense.txt")"
 said dense "unlabelled.tsv has no labels"
+(language at_once $dense --micro-batches 1 --test "$folder/sst2.tsv") ||
+  fail "$(tail -n 3 "$folder/at_once.txt")"
+losses() { sed -E 's/.*"loss": ([^,]*),.*/\1/' "$folder/$1/metrics.jsonl"; }
+paste <(losses dense) <(losses at_once) |
+  awk '{ d = $1 - $2; if (d > 0.001 || d < -0.001) exit 1 } END { if (NR != 5) exit 1 }' ||
+  fail "a batch in parts has other losses: $(losses dense | tr '\n' ' ')"
 (language test $start --task sst2 --train "$folder/sst2.tsv" --test "$folder/unlabelled.tsv") ||
   fail "$(tail -n 3 "$folder/test.txt")"
 [ "$(lines "$folder/test/predictions.tsv")" = 3 ] || fail "there are no predictions"
