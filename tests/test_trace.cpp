@@ -315,19 +315,20 @@ void is_consistent(const Trace<T>& t, const Kept<T>& b, const EncoderConfig& c,
   for (Index h = 0; h < c.heads; ++h) {
     const std::vector<T>& p = t.attention[static_cast<std::size_t>(h)];
     REQUIRE(p.size() == static_cast<std::size_t>(T_));
-    std::vector<T> score(p.size()), mixed(static_cast<std::size_t>(Dh));
-    gemm(false, true, 1, T_, Dh, t.q.value.data() + h * Dh, D, b.k.data() + first * D + h * Dh, D,
-         T(0), score.data(), T_);
+    const Buffer<T> q(t.q.value), probabilities(p), scores(T_), mixed(Dh);
+    gemm(false, true, 1, T_, Dh, q.data() + h * Dh, D, b.k.data() + first * D + h * Dh, D, T(0),
+         scores.data(), T_);
+    std::vector<T> score = scores.to_vector();
     for (std::size_t j = 0; j < score.size(); ++j) {
       score[j] *= T(1 / std::sqrt(double(Dh)));
       if (!mask.empty() && !mask[static_cast<std::size_t>(first) + j])
         score[j] = -std::numeric_limits<T>::infinity();
     }
-    CHECK(check::same_bits(softmax(Tensor<T>({1, T_}, score)).to_vector(), p));
-    gemm(false, false, 1, Dh, T_, p.data(), T_, b.v.data() + first * D + h * Dh, D, T(0),
-         mixed.data(), Dh);
-    CHECK(check::same_bits(mixed, {t.mixed.value.begin() + h * Dh,
-                                   t.mixed.value.begin() + (h + 1) * Dh}));
+    CHECK(check::same_products(softmax(Tensor<T>({1, T_}, score)).to_vector(), p));
+    gemm(false, false, 1, Dh, T_, probabilities.data(), T_, b.v.data() + first * D + h * Dh, D,
+         T(0), mixed.data(), Dh);
+    CHECK(check::same_products(mixed.to_vector(), {t.mixed.value.begin() + h * Dh,
+                                                   t.mixed.value.begin() + (h + 1) * Dh}));
   }
   // the products gate * output add up to the output of the MoE
   std::vector<T> total(static_cast<std::size_t>(D), T(0));
