@@ -769,13 +769,30 @@ TEST_CASE("export: models that theirs cannot be are refused") {
   VisionConfig c = VisionConfig::toy();
   CHECK_THROWS_WITH_AS(refused(c),
                        doctest::Contains("widenet: export: timm_vit: the model must be dense, "
-                                         "pre-norm, with a trained class token, and share nothing; "
-                                         "got {"), ConfigError);
+                                         "pre-norm, with LayerNorm and a trained class token, and "
+                                         "share nothing; got {"), ConfigError);
   c.encoder.experts = 0, c.class_token = ClassToken::trained, c.pooling = Pooling::class_token;
   c.encoder.share_attention = c.encoder.share_experts = false, c.encoder.layer_norm_eps = 1e-5;
   CHECK_THROWS_WITH_AS(refused(c), doctest::Contains("have a layer_norm_eps of 1e-6; got {"),
                        ConfigError);
-  c.encoder.layer_norm_eps = 1e-6;
+  c.encoder.layer_norm_eps = 1e-6, c.encoder.norm = Norm::rms_norm;
+  CHECK_THROWS_WITH_AS(refused(c), doctest::Contains("the model must be dense, pre-norm, with "
+                                                     "LayerNorm and a trained"), ConfigError);
+  LanguageConfig text;
+  text.encoder.experts = 0, text.encoder.is_pre_norm = false, text.encoder.share_layer_norm = true;
+  for (const Norm norm : {Norm::rms_norm, Norm::layer_norm}) {
+    text.encoder.norm = norm;
+    const SafeTensors file = file_of(LanguageModel<float>(text, Rng(1)));
+    if (norm == Norm::layer_norm) {
+      CHECK(support::export_foreign("hf_albert", file, "FILE").rest.empty());
+      continue;
+    }
+    CHECK_THROWS_WITH_AS(support::export_foreign("hf_albert", file, "FILE"),
+                         doctest::Contains("widenet: export: hf_albert: the model must be dense, "
+                                           "post-norm, with LayerNorm, and share all layers or "
+                                           "none; got {"), ConfigError);
+  }
+  c.encoder.norm = Norm::layer_norm;
   CHECK_THROWS_WITH_AS(refused(c), "widenet: safetensors: a tensor must be there; got none named "
                                    "cls_token", IoError);
   CHECK_THROWS_WITH_AS(support::export_foreign("hf_switch", SafeTensors(), "FILE"),

@@ -975,18 +975,21 @@ inline Exported export_foreign(const std::string& kind, const SafeTensors& ours,
     const LanguageConfig c = language_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
     foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && !e.is_pre_norm &&
+                                e.norm == Norm::layer_norm &&
                                 e.share_attention == e.share_experts &&
                                 e.share_attention == e.share_layer_norm,
-                            kind, "dense, post-norm, and share all layers or none", config);
+                            kind, "dense, post-norm, with LayerNorm, and share all layers or none",
+                            config);
     table = hf_albert_table(c), settings = foreign::hf_albert_settings(c);
   } else if (kind == "hf_vit" || kind == "timm_vit") {
     const VisionConfig c = vision_config_from_json(config, source);
     const EncoderConfig& e = c.encoder;
     foreign::require_theirs(e.experts == 0 && !e.gelu_at_output && e.is_pre_norm &&
-                                e.has_final_norm && !e.share_attention && !e.share_experts &&
-                                !e.share_layer_norm && c.class_token == ClassToken::trained,
-                            kind, "dense, pre-norm, with a trained class token, and share nothing",
-                            config);
+                                e.norm == Norm::layer_norm && e.has_final_norm &&
+                                !e.share_attention && !e.share_experts && !e.share_layer_norm &&
+                                c.class_token == ClassToken::trained,
+                            kind, "dense, pre-norm, with LayerNorm and a trained class token, and "
+                            "share nothing", config);
     if (kind == "hf_vit") {
       foreign::require_theirs(c.pooling == Pooling::class_token, kind, "pooled by its class token",
                               config);
