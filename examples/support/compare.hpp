@@ -405,8 +405,8 @@ inline const std::vector<std::pair<std::string, std::vector<std::string>>>& know
 
 /// Conventions as settings.
 inline Changes literals_of(Conventions c) {
-  detail::ConfigWriter writer;
-  detail::visit_conventions(c, writer);
+  widenet::detail::ConfigWriter writer;
+  widenet::detail::visit_conventions(c, writer);
   return literals_of(Json::parse(writer.out.str() + "}", "conventions"));
 }
 

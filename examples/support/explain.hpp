@@ -252,7 +252,7 @@ struct Combination {
     ratio << factor;
     texts("top_k", K), visit("capacity_factor", ratio.str());
     Conventions c = rules;
-    detail::visit_conventions(c, texts);
+    widenet::detail::visit_conventions(c, texts);
     texts("gelu", activation, {"tanh", "erf", "quick", "relu"});
     texts("gelu_at_output", activation_at_output);
     if (norm_eps == 0) return;
@@ -332,15 +332,15 @@ inline Scores scores_of(const LayerRun& run, const Conventions& rules, const Num
 
 /// The K best experts of every token, best first, of equal ones the lower first; their gates; and
 /// which of them ask for a slot (empty: all).
-struct Choices {
+struct Picked {
   Index K = 0;
   Integers expert;
   Numbers gate;
   std::vector<bool> asks = {};
 };
 
-inline Choices choices_of(const LayerRun& run, const Scores& s, const Combination& c) {
-  Choices choices;
+inline Picked choices_of(const LayerRun& run, const Scores& s, const Combination& c) {
+  Picked choices;
   choices.K = c.K;
   std::vector<std::size_t> ranks(run.E);
   for (std::size_t n = 0; n < run.N; ++n) {
@@ -368,7 +368,7 @@ inline std::size_t group_of(const LayerRun& run, Index sequences) {
 }
 
 /// The choices, in the order in which they are served.
-inline std::vector<std::size_t> queue_of(const LayerRun& run, const Choices& c, Priority priority) {
+inline std::vector<std::size_t> queue_of(const LayerRun& run, const Picked& c, Priority priority) {
   const std::size_t K = static_cast<std::size_t>(c.K);
   std::vector<std::size_t> order(run.N * K), tokens(run.N);
   if (priority == Priority::random) return {run.order.begin(), run.order.end()};
@@ -388,7 +388,7 @@ inline std::vector<std::size_t> queue_of(const LayerRun& run, const Choices& c, 
 
 /// The places of the choices in the queues of their experts in each group, -1 of those that do not
 /// ask.
-inline Integers places_of(const LayerRun& run, const Choices& c, Priority priority,
+inline Integers places_of(const LayerRun& run, const Picked& c, Priority priority,
                           std::size_t group) {
   const std::size_t K = static_cast<std::size_t>(c.K);
   Integers place(run.N * K, -1), asked(run.N / group * run.E, 0);
@@ -399,7 +399,7 @@ inline Integers places_of(const LayerRun& run, const Choices& c, Priority priori
 }
 
 /// Slots of the choices, -1 without one, where an expert serves `usable` choices of each group.
-inline Integers slots_of(const LayerRun& run, const Choices& c, const Integers& place,
+inline Integers slots_of(const LayerRun& run, const Picked& c, const Integers& place,
                          std::size_t group, Index usable) {
   const std::size_t K = static_cast<std::size_t>(c.K);
   Integers slot = place, served(run.N / group * run.E, 0);
@@ -418,7 +418,7 @@ inline Integers slots_of(const LayerRun& run, const Choices& c, const Integers& 
 }
 
 /// The gates of the choices as results are weighted by them.
-inline Numbers gates_of(const Choices& c, const Integers& slot, GateRule rule, double eps) {
+inline Numbers gates_of(const Picked& c, const Integers& slot, GateRule rule, double eps) {
   Numbers gate = c.gate;
   const std::size_t K = static_cast<std::size_t>(c.K);
   for (std::size_t n = 0; rule != GateRule::raw && n < gate.size(); n += K) {
@@ -434,7 +434,7 @@ inline Numbers gates_of(const Choices& c, const Integers& slot, GateRule rule, d
 }
 
 /// Which choices ask for a slot, by the coins of the run.
-inline std::vector<bool> asks_of(const LayerRun& run, const Choices& c, const Conventions& rules) {
+inline std::vector<bool> asks_of(const LayerRun& run, const Picked& c, const Conventions& rules) {
   if (run.coins.empty() || rules.second_choice_threshold <= 0) return {};
   const bool is_renormalized = rules.gate == GateRule::renormalized;
   const Numbers gate = is_renormalized ? gates_of(c, {}, rules.gate, rules.gate_eps) : c.gate;
@@ -479,7 +479,7 @@ inline Numbers expert_results(const LayerRun& run, const Numbers& x, Activation 
 
 /// y[n] = sum over kept k of gate[n, k] results[n, e(n, k)], plus gate x of the others if `dropped`
 /// says so. `seen` is what the experts see.
-inline void combine_token(const LayerRun& run, const Choices& c, const Integers& slot,
+inline void combine_token(const LayerRun& run, const Picked& c, const Integers& slot,
                           const Numbers& gate, const Numbers& results, const Numbers& seen,
                           DroppedValue dropped, std::size_t n, double* y) {
   std::fill_n(y, run.D, 0.0);
@@ -495,7 +495,7 @@ inline void combine_token(const LayerRun& run, const Choices& c, const Integers&
 }
 
 /// The balance loss of `group` tokens from each of `begins` on, taken together.
-inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
+inline double balance_of(const LayerRun& run, const Scores& s, const Picked& c,
                          const Integers& slot, const Conventions& rules, std::size_t group,
                          const std::vector<std::size_t>& begins) {
   const std::size_t E = run.E, K = static_cast<std::size_t>(c.K);
@@ -545,7 +545,7 @@ inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
   return squares / n;
 }
 /// The balance loss of all blocks: in each the mean over groups of tokens.
-inline double balance_of(const LayerRun& run, const Scores& s, const Choices& c,
+inline double balance_of(const LayerRun& run, const Scores& s, const Picked& c,
                          const Integers& slot, const Conventions& rules) {
   const std::size_t group = group_of(run, rules.capacity_sequences), block = run.block_tokens();
   double loss = 0;
@@ -580,7 +580,7 @@ class LayerOutputs {
     const bool is_in_place = rules.noise == RouterNoise::jitter_in_place && !run_.jitter.empty();
     const Numbers& experts_see = is_in_place ? router_sees : x;
     const Scores s = scores_of(run_, rules, router_sees);
-    Choices choices = choices_of(run_, s, c);
+    Picked choices = choices_of(run_, s, c);
     choices.asks = asks_of(run_, choices, rules);
     const std::size_t group = group_of(run_, rules.capacity_sequences);
     const Integers place = places_of(run_, choices, rules.priority, group);
@@ -1039,7 +1039,7 @@ class ConventionSearch {
   void try_choices(Combination c, const Scores& s) {
     for (const bool gate : sees()) {
       c.rules.gate_sees_noise = gate;
-      Choices choices = choices_of(run_, s, c);
+      Picked choices = choices_of(run_, s, c);
       if (!agrees("expert", choices.expert)) continue;
       Integers load(run_.L * run_.E);
       for (std::size_t i = 0; i < choices.expert.size(); ++i) ++load[expert_of(choices, i)];
@@ -1057,11 +1057,11 @@ class ConventionSearch {
     }
   }
   /// The expert of a choice among those of all blocks.
-  std::size_t expert_of(const Choices& choices, std::size_t i) const {
+  std::size_t expert_of(const Picked& choices, std::size_t i) const {
     const std::size_t n = i / static_cast<std::size_t>(choices.K);
     return n / run_.block_tokens() * run_.E + static_cast<std::size_t>(choices.expert[i]);
   }
-  void try_queues(Combination c, const Scores& s, const Choices& choices) {
+  void try_queues(Combination c, const Scores& s, const Picked& choices) {
     for (const Index scope : scopes())
       for (const Priority priority : priorities(c.K)) {
         c.rules.capacity_sequences = scope, c.rules.priority = priority;
@@ -1069,7 +1069,7 @@ class ConventionSearch {
       }
   }
 
-  void try_slots(Combination c, const Scores& s, const Choices& choices) {
+  void try_slots(Combination c, const Scores& s, const Picked& choices) {
     const std::size_t group = group_of(run_, c.rules.capacity_sequences);
     const Integers place = places_of(run_, choices, c.rules.priority, group);
     const bool is_known = run_.results.count("slot") + run_.results.count("kept") > 0;
@@ -1096,14 +1096,14 @@ class ConventionSearch {
       }
     }
   }
-  bool gives_slots(const Choices& choices, const Integers& slot) const {
+  bool gives_slots(const Picked& choices, const Integers& slot) const {
     Integers kept(run_.L * run_.E);
     for (std::size_t i = 0; i < slot.size(); ++i) kept[expert_of(choices, i)] += slot[i] >= 0;
     return agrees("slot", slot) && agrees("kept", kept);
   }
 
   /// The weights and nonlinearities that give y.
-  std::vector<Tail> tails(const Choices& choices, const Integers& slot) {
+  std::vector<Tail> tails(const Picked& choices, const Integers& slot) {
     std::vector<Tail> found;
     for (const auto& rule : gate_rules()) {
       const Numbers gate = gates_of(choices, slot, rule.first, rule.second);
@@ -1118,7 +1118,7 @@ class ConventionSearch {
     }
     return found;
   }
-  bool gives_y(const Choices& choices, const Integers& slot, const Numbers& gate,
+  bool gives_y(const Picked& choices, const Integers& slot, const Numbers& gate,
                const Tail& tail) {
     const auto theirs = run_.results.find("y");
     if (theirs == run_.results.end()) return true;
@@ -1136,7 +1136,7 @@ class ConventionSearch {
     return true;
   }
   std::shared_ptr<const std::vector<BalanceForm>> balance_forms(Combination c, const Scores& s,
-                                                                const Choices& choices,
+                                                                const Picked& choices,
                                                                 const Integers& slot) const {
     const auto found = std::make_shared<std::vector<BalanceForm>>();
     std::map<double, bool> gives_loss;  // of each deviation of the noise, which `load` looks at
@@ -1380,8 +1380,8 @@ inline SafeTensors case_of(const LayerRun& run, const Combination& c) {
   config.gelu_at_output = c.activation_at_output;
   config.norm = c.is_rms ? Norm::rms_norm : Norm::layer_norm;
   if (c.norm_eps > 0) config.layer_norm_eps = c.norm_eps;
-  detail::ConfigWriter writer;
-  detail::visit_encoder(config, writer);
+  widenet::detail::ConfigWriter writer;
+  widenet::detail::visit_encoder(config, writer);
   writer("batch", B);
   file.metadata["case"] = "{\"name\":\"telling\",\"op\":\"mixture\",\"zero\":[],\"settings\":" +
                           writer.out.str() + "}}";

@@ -748,7 +748,7 @@ namespace foreign {
 template <class Model>
 void add_initial(const Model& model, Imported& imported) {
   SafeTensors initial;
-  detail::store(initial, model.parameters());
+  widenet::detail::store(initial, model.parameters());
   for (auto& entry : initial.tensors) {
     if (!imported.file.tensors.emplace(entry.first, entry.second).second) continue;
     imported.initial.push_back(entry.first);
@@ -803,7 +803,7 @@ inline Imported import_foreign(const std::string& kind, const SafeTensors& their
   Imported imported;
   if (kind == "hf_albert") {
     const LanguageConfig c = hf_albert_config(settings, theirs);
-    detail::require_no_violations("import", c.violations());
+    widenet::detail::require_no_violations("import", c.violations());
     imported = foreign::renamed(hf_albert_table(c), theirs, source);
     foreign::complete<LanguageModel<float>>(c, imported);
   } else if (kind == "hf_switch") {
@@ -813,7 +813,7 @@ inline Imported import_foreign(const std::string& kind, const SafeTensors& their
     const bool is_timm = kind == "timm_vit";
     const VisionConfig c =
         is_timm ? timm_vit_config(settings, theirs) : hf_vit_config(settings, theirs);
-    detail::require_no_violations("import", c.violations());
+    widenet::detail::require_no_violations("import", c.violations());
     imported = foreign::renamed(is_timm ? timm_vit_table(c) : hf_vit_table(c), theirs, source);
     foreign::complete<VisionModel<float>>(c, imported);
   }

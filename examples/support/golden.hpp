@@ -66,11 +66,11 @@ struct GivenFields {
   const Json& json;
   template <class Value>
   void operator()(const char* name, Value& value) const {
-    if (json.find(name)) detail::ConfigReader{json}(name, value);
+    if (json.find(name)) widenet::detail::ConfigReader{json}(name, value);
   }
   template <class Enum>
   void operator()(const char* name, Enum& value, std::initializer_list<const char*> names) const {
-    if (json.find(name)) detail::ConfigReader{json}(name, value, names);
+    if (json.find(name)) widenet::detail::ConfigReader{json}(name, value, names);
   }
 };
 
@@ -249,13 +249,13 @@ class GoldenRun {
     return combined;
   }
   void mixture_case() {
-    const auto c = config<EncoderConfig>(detail::visit_encoder);
+    const auto c = config<EncoderConfig>(widenet::detail::visit_encoder);
     Tensor<T> balance;
     const Tensor<T> y = mixture_of(in("x"), c, integer("batch"), balance);
     finish(sum(multiply(y, constant("d_y"))) + balance);
   }
   void block_case() {
-    const auto c = config<EncoderConfig>(detail::visit_encoder);
+    const auto c = config<EncoderConfig>(widenet::detail::visit_encoder);
     const Tensor<T> x = in("x");
     const auto named = [&](const std::string& name, const Tensor<T>& y) { return out(name, y), y; };
     const auto norm = [&](const std::string& which, const Tensor<T>& y) {
@@ -315,7 +315,7 @@ class GoldenRun {
   }
   void encoder_case() {
     ParameterSet<T> parameters(Rng(0));
-    const Encoder<T> encoder(config<EncoderConfig>(detail::visit_encoder), parameters);
+    const Encoder<T> encoder(config<EncoderConfig>(widenet::detail::visit_encoder), parameters);
     load(parameters.list());
     const auto output = encoder.forward(in("x"), nullptr, replay());
     out_routings(output);
@@ -323,7 +323,7 @@ class GoldenRun {
     finish(sum(multiply(output.tokens, constant("d_y"))) + output.balance_loss);
   }
   void vision_case() {
-    const VisionModel<T> model(config<VisionConfig>(detail::visit_vision), Rng(0));
+    const VisionModel<T> model(config<VisionConfig>(widenet::detail::visit_vision), Rng(0));
     load(model.parameters());
     const auto output = model.forward(constant("images"), replay());
     out_routings(output);
@@ -333,7 +333,7 @@ class GoldenRun {
     finish(total_loss(main, output.balance_loss));
   }
   void language_case() {
-    const LanguageModel<T> model(config<LanguageConfig>(detail::visit_language), Rng(0));
+    const LanguageModel<T> model(config<LanguageConfig>(widenet::detail::visit_language), Rng(0));
     load(model.parameters());
     TokenBatch batch;
     batch.B = shape("token")[0], batch.T = shape("token")[1];
@@ -400,7 +400,7 @@ class GoldenRun {
   }
   /// Ten steps of a model on one batch.
   void training_case() {
-    const VisionModel<T> model(config<VisionConfig>(detail::visit_vision), Rng(0));
+    const VisionModel<T> model(config<VisionConfig>(widenet::detail::visit_vision), Rng(0));
     load(model.parameters());
     with_optimiser(model.parameters(), [&](auto& optimiser) {
       std::vector<T> losses;

@@ -84,7 +84,7 @@ inline CaseOfExperts case_of_experts(const GoldenCase& c, const SafeTensors& fil
                        "got ", c.op);
   CaseOfExperts result;
   GivenFields reader{c.settings};
-  detail::visit_encoder(result.config, reader);
+  widenet::detail::visit_encoder(result.config, reader);
   require<ConfigError>(result.config.experts > 0, "replay: the case must have experts; got ",
                        result.config.experts);
   result.is_stage = c.op == "mixture" || c.op == "block";

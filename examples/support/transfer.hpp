@@ -92,7 +92,7 @@ Answer upcycle_model(const Model& dense, Upcycling how, const std::string& to) {
         << '\n';
     if (!is_written) continue;
     SafeTensors file;
-    detail::store(file, sparse.parameters());
+    widenet::detail::store(file, sparse.parameters());
     file.metadata["config"] = to_json(sparse.config());
     write_safetensors(to, file);
   }

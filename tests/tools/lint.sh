@@ -98,6 +98,16 @@ $standard"; do
   compile_each "$scratch/orders" g++ $BASE $(strict_flags g++) -fopenmp -fsyntax-only
 }
 
+# Two things of one name in two headers are two things in one program, and no compiler says so
+# unless it sees both.
+support_in_one_program() {
+  grep -E '^examples/support/[^/]*\.hpp$' "$scratch/files" | sed 's,.*,#include "&",' \
+    > "$scratch/support.cpp"
+  echo "$scratch/support.cpp" > "$scratch/support"
+  compile_each "$scratch/support" g++ $BASE -fsyntax-only
+  counted=$(wc -l < "$scratch/support.cpp")
+}
+
 links_twice() {
   echo "#include \"$header\"" > "$scratch/first.cpp"
   printf '#include "%s"\nint main() {}\n' "$header" > "$scratch/second.cpp"
@@ -233,6 +243,7 @@ for compiler in g++ clang++; do
 done
 rule "the header compiles before and after others, and twice" include_orders
 rule "the header links from two translation units" links_twice
+rule "the headers of the examples fit into one program" support_in_one_program
 rule "the header leaves no macros behind" macros
 rule "the header leaves no macros behind, with OpenMP and Eigen" macros -fopenmp -DWIDENET_EIGEN=1
 rule "README's program compiles and links" readme_program
