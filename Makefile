@@ -103,6 +103,7 @@ emulated_tests   := tests/test_main.cpp $(addprefix tests/test_, \
                     emulated_gpu.cpp errors.cpp layers.cpp memory.cpp autograd.cpp)
 emulated_examples := $(addprefix build/emulated/examples/,autograd routing_by_hand checkpoint \
                       validate)
+crossing         := build/tests/go_on build/emulated/go_on
 example_programs := $(EXAMPLES:examples/%.cpp=build/examples/%)
 shown_examples   := $(filter-out $(addprefix build/examples/,demo paper train_%), \
                       $(example_programs))
@@ -220,8 +221,9 @@ test-cuda: cuda  ## the tests on a GPU, where there is one
 test-emulated: $(emulated_program)  ## tests of the CUDA build on an emulated GPU: needs none
 	+@$(RUN) $(emulated_program) --test-suite-exclude=slow $(ARGS)
 
-check-emulated: $(emulated_examples) build/examples/validate  ## its examples, and its bits
+check-emulated: $(emulated_examples) build/examples/validate $(crossing)  ## its examples and bits
 	+@RUN="$(RUN)" tests/tools/check_examples.sh $(emulated_examples)
+	+@tests/tools/check_crossing.sh $(crossing)
 	+@tests/tools/check_bits.sh build/examples/validate build/emulated/examples/validate
 	+@EMULATED_ORDER=reverse tests/tools/check_bits.sh build/examples/validate \
 	  build/emulated/examples/validate
@@ -334,6 +336,12 @@ build/emulated/%.o: tests/%.cpp build/emulated/flags build/emulated/widenet.hpp 
 
 build/emulated/examples/%: examples/%.cpp build/emulated/flags build/emulated/widenet.hpp
 	@mkdir -p $(@D); echo "$(CXX) emulating a GPU: $<"
+	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
+build/tests/go_on: tests/emulated_gpu/go_on.cpp build/tests/flags
+	$(Q)$(tests_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+
+build/emulated/go_on: tests/emulated_gpu/go_on.cpp build/emulated/flags build/emulated/widenet.hpp
 	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
 
 $(emulated_program): $(emulated_tests:tests/%.cpp=build/emulated/%.o)
