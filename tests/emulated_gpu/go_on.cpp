@@ -1,4 +1,4 @@
-// Trains a toy WideNet up to step TO, from the checkpoint FILE if there is one, and leaves it there:
+// Trains a toy WideNet up to step TO, from the checkpoint FILE if there is one, and leaves FILE:
 //   go_on FILE TO
 #include "widenet.hpp"
 
