@@ -26,7 +26,7 @@ grep -E -e '\.(hpp|cpp|cu|h|cmake|py|sh|md|html|css|js|yml)$' -e '^\.' \
   -e '(^|/)(Makefile|CMakeLists\.txt|LICENSE)$' "$scratch/files" > "$scratch/texts"
 grep -v 'Makefile$' "$scratch/texts" > "$scratch/without_tabs"
 grep -v '^tests/tools/lint\.sh$' "$scratch/texts" > "$scratch/but_lint"  # which names what it seeks
-# The tests are compiled with all warnings by `make test`: here it is enough if clang sees them once.
+# The tests are compiled with all warnings by `make test`: here it is enough if clang sees them.
 grep -E '^(examples|tests/bench|tests/install)/[^/]*\.cpp$' "$scratch/files" \
   > "$scratch/programs"
 grep -E '^tests/[^/]*\.cpp$' "$scratch/files" > "$scratch/tests"
