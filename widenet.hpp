@@ -5321,7 +5321,7 @@ class LanguageModel {
     Tensor<T> x = (embedding(batch.token, words_) + embedding(type, types_)).reshaped(shape);
     x = embedding_norm_(add_to_sequences(x, embedding(place, positions_)),
                         c.encoder.layer_norm_eps);
-    x = dropout_in(training, Purpose::embedding_dropout, 0, projection_(x), c.encoder.dropout);
+    x = projection_(dropout_in(training, Purpose::embedding_dropout, 0, x, c.encoder.dropout));
     const bool all_are_routed = batch.mask.empty() || c.encoder.routes_padding;
     EncoderOutput<T> out =
         encoder_.forward(x, training, replay, Buffer<std::uint8_t>(batch.mask),

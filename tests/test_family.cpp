@@ -297,7 +297,7 @@ TEST_CASE("presets: each learns, and goes on with the same bits after it was sav
   }
 }
 
-TEST_CASE("language model: it is embeddings, LayerNorm, projection, dropout, encoder") {
+TEST_CASE("language model: it is embeddings, LayerNorm, dropout, projection, encoder") {
   LanguageConfig c = tiny(LanguageConfig::widenet_albert(4));
   c.encoder.dropout = 0.2;
   const LanguageModel<double> model(c, Rng(5));
@@ -314,8 +314,8 @@ TEST_CASE("language model: it is embeddings, LayerNorm, projection, dropout, enc
               embedding(batch.type, at.at("embeddings.type.weight"))).reshaped({3, 5, 4});
     x = add_to_sequences(x, embedding({0, 1, 2, 3, 4}, at.at("embeddings.position.weight")));
     x = layer_norm(x, at.at("embeddings.norm.weight"), at.at("embeddings.norm.bias"), 1e-12);
-    x = linear(x, at.at("embeddings.projection.weight"), at.at("embeddings.projection.bias"));
     if (t) x = dropout(x, 0.2, t->stream(Purpose::embedding_dropout, 0));
+    x = linear(x, at.at("embeddings.projection.weight"), at.at("embeddings.projection.bias"));
     const auto out = encoder.forward(x, t, {}, Buffer<std::uint8_t>(batch.mask));
     CHECK(check::same_bits(found.tokens.to_vector(), out.tokens.to_vector()));
     CHECK(found.balance_loss.item() == out.balance_loss.item());
