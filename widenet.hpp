@@ -92,7 +92,17 @@
 #  ifdef CUDA_API_PER_THREAD_DEFAULT_STREAM
 #    error "widenet: memory is reused in the order of one stream; no --default-stream per-thread"
 #  endif
-#  define WIDENET_ABI v0_1_cuda                    // CPU and GPU objects never link by mistake
+#  if WIDENET_TF32 && WIDENET_BF16
+#    error "widenet: WIDENET_TF32 and WIDENET_BF16 are two roundings of the same factors; take one"
+#  endif
+// Objects for CPU and GPU, or of different products, never link by mistake.
+#  if WIDENET_TF32
+#    define WIDENET_ABI v0_1_cuda_tf32
+#  elif WIDENET_BF16
+#    define WIDENET_ABI v0_1_cuda_bf16
+#  else
+#    define WIDENET_ABI v0_1_cuda
+#  endif
 #  define WIDENET_KERNEL __device__                // marks what runs inside a kernel
 #  define WIDENET_HOST_DEVICE __host__ __device__  // marks what runs inside and outside
 #  include <cublas_v2.h>
@@ -1094,6 +1104,13 @@ void point_to_items(T** to, const Matrix<const T>& A, const Matrix<const T>& B, 
   });
 }
 
+/// Whether all rows of all items begin at multiples of 16 bytes. Kernels that round factors for
+/// speed read so much at once; of a list cuBLAS knows no pointers, and cannot choose others itself.
+template <class T> bool is_aligned(const Matrix<T>& m) {
+  const Index step = m.ld | m.outer | m.inner;
+  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && step * Index(sizeof(T)) % 16 == 0;
+}
+
 }  // namespace detail
 
 /// The same for outer * inner products of one shape. They are given by pointers: the heads of
@@ -1109,10 +1126,13 @@ void gemm_batched(bool transpose_a, bool transpose_b, Index outer, Index inner, 
   const auto at = [&](Index i) { return reinterpret_cast<void**>(items.data() + i); };
   const T one = 1;
   constexpr cudaDataType_t type = detail::cuda_type<T>();
+  const bool may_round = detail::is_aligned(A) && detail::is_aligned(B) && detail::is_aligned(C);
+  const cublasComputeType_t compute =
+      may_round || sizeof(T) == 8 ? detail::compute_type<T>() : CUBLAS_COMPUTE_32F;
   WIDENET_CHECK_BLAS(cublasGemmBatchedEx_64(
       detail::cublas(), detail::operation(transpose_b), detail::operation(transpose_a), N, M, K,
       &one, at(n), type, B.ld, at(0), type, A.ld, &beta, at(2 * n), type, C.ld, n,
-      detail::compute_type<T>(), CUBLAS_GEMM_DEFAULT));
+      compute, CUBLAS_GEMM_DEFAULT));
 }
 
 /// The same for E experts whose rows lie in slots. The counts stay on the device: all slots are

@@ -127,6 +127,17 @@ TEST_CASE("CUDA: products of floats keep 24 bits, of doubles 53") {
   CHECK(times_one(1 + 0x1p-52) == 1 + 0x1p-52);
 }
 
+TEST_CASE("CUDA: only what begins at multiples of 16 bytes is rounded for speed") {
+  float* const x = nullptr;
+  CHECK(wn::detail::is_aligned(wn::Matrix<float>{x, 8, 80, 4}));
+  CHECK(!wn::detail::is_aligned(wn::Matrix<float>{x + 1, 8, 80, 4}));
+  CHECK(!wn::detail::is_aligned(wn::Matrix<float>{x, 6, 80, 4}));
+  CHECK(!wn::detail::is_aligned(wn::Matrix<float>{x, 8, 78, 4}));
+  CHECK(!wn::detail::is_aligned(wn::Matrix<float>{x, 8, 80, 6}));
+  const auto q = wn::Tensor<float>::randn({2, 8, 12}, wn::Rng(1));
+  CHECK_NOTHROW(wn::attention(q, q, q, 2).to_vector());  // heads of 6: the emulated one would stop
+}
+
 TEST_CASE("CUDA: the products of all heads are two pieces of work") {
   const auto q = wn::Tensor<float>::randn({3, 5, 8}, wn::Rng(1));
   wn::attention(q, q, q, 2);

@@ -388,9 +388,9 @@ TEST_CASE("padding: the routing does not depend on how far sequences are padded"
     }
   const auto a = model.forward(batch, Training{Rng(1), 0});
   const auto b = model.forward(longer, Training{Rng(1), 0});
-  CHECK(a.balance_loss.item() == b.balance_loss.item());
+  CHECK(check::same_products<float>({a.balance_loss.item()}, {b.balance_loss.item()}));
   for (std::size_t t = 0; t < a.routings.size(); ++t) {
-    CHECK(check::same_bits(a.routings[t].gate.to_vector(), b.routings[t].gate.to_vector()));
+    CHECK(check::same_products(a.routings[t].gate.to_vector(), b.routings[t].gate.to_vector()));
     CHECK(a.routings[t].slot.to_vector() == b.routings[t].slot.to_vector());
   }
 }

