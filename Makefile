@@ -38,8 +38,11 @@ PREFIX      ?= /usr/local
 #: PREFIX=...       where `make install` puts the library; DESTDIR is honoured
 NVCC        ?= nvcc
 #: NVCC=...         the CUDA compiler
-SM          ?= sm_80
-#: SM=sm_90         the GPU architecture that it compiles for
+SM          ?= $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null \
+                 | sed -n '1s/^\([0-9]*\)\.\([0-9]*\)$$/sm_\1\2/p'),sm_80)
+#: SM=sm_90         the GPU architecture that it compiles for: this machine's, or sm_80
+CUDA_O      ?=
+#: CUDA_O=-O2       optimise the host's half of it, too; bench-gpu does so
 
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS   += -j$(JOBS) --output-sync=target --no-print-directory --no-builtin-rules
@@ -79,8 +82,9 @@ sanitize_compiler := $(CXX) $(BASE) $(OPENMP) -O1 -g1 -fno-omit-frame-pointer \
 tools_compiler    := $(CXX) -std=c++17 -O1 $(STRICTLY)
 # Not -Wparentheses: nvcc puts parentheses around a pointer to member, of which g++ then warns.
 cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad=false \
-                     -Werror all-warnings -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
-                     -Xcompiler -Wall,-Wextra,-Wno-parentheses,-ffp-contract=off
+                     -arch=$(SM) -I. -Iexamples -isystem $(EIGEN_DIR) \
+                     -Xcompiler -Wall,-Wextra,-Wno-parentheses,-ffp-contract=off \
+                     $(if $(filter 1,$(STRICT)),-Werror all-warnings) $(CUDA_O)
 
 # The CUDA build for a GPU that the host plays (tests/emulated_gpu): only the launches of kernels,
 # which are no C++, are written anew. If fortified, longjmp refuses to go from stack to stack.
@@ -113,7 +117,6 @@ shipped_answers  := $(wildcard $(addprefix examples/exercises/*/,stub.cpp soluti
 bench_programs   := $(BENCHES:tests/bench/%.cpp=build/bench/%)
 bench_page       := $(addprefix build/bench/,report bench.json torch.json index.html)
 cuda_examples    := $(EXAMPLES:examples/%.cpp=build/cuda/examples/%)
-cuda_steps       := $(addprefix build/cuda/train_step_,fp32 tf32 bf16)
 
 # TARGETS ==========================================================================================
 
@@ -207,8 +210,8 @@ bench-torch: $(bench_programs) | need-torch  ## steps beside PyTorch's: PYTHON=.
 	+@$(PYTHON) tests/bench/bench_torch.py $(ARGS)
 	+@$(RUN) $(bench_page)
 
-bench-gpu: cuda $(cuda_steps) $(addprefix build/examples/,demo validate)  ## all on a GPU: GPU.md
-	+@PYTHON="$(PYTHON)" NVCC="$(NVCC)" tests/bench/gpu.sh $(ARGS)
+bench-gpu: | need-cuda  ## tests, demo, sanitizer and times on a GPU: tests/bench/GPU.md
+	+@PYTHON="$(PYTHON)" NVCC="$(NVCC)" MAKE="$(MAKE)" tests/bench/gpu.sh $(ARGS)
 
 cuda: $(cuda_examples) $(cuda_program)  ## compile examples and tests with nvcc
 	@echo "cuda: compiled $(words $(cuda_examples)) examples and the tests for $(SM)"
@@ -322,7 +325,7 @@ build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 # What is timed is optimised on the host, too. bf16 stands for -DWIDENET_BF16=1, and so on.
 build/cuda/train_step_%: tests/bench/train_step.cpp build/cuda/flags | need-cuda need-basics
 	@echo "$(NVCC) $< ($*)"
-	$(Q)$(cuda_compiler) -O3 -DWIDENET_$(shell echo $* | tr a-z A-Z)=1 -x cu -MMD -MP -MF $@.d \
+	$(Q)$(filter-out -O%,$(cuda_compiler)) -O3 -DWIDENET_$(shell echo $* | tr a-z A-Z)=1 -x cu -MMD -MP -MF $@.d \
 	  -MT $@ $< -o $@ -lcublas
 
 build/emulated/widenet.hpp: widenet.hpp build/emulated/flags $(wildcard tests/emulated_gpu/*.h)

@@ -15,7 +15,9 @@ others were taken while the machine was busy or slow. Asserts nothing.
 A configuration may name its batch, as in widenet_b:64; the step that both sides repeat then has
 the batch of the configuration, and the timings start from other weights and the larger batch. On a
 GPU one form is measured after the other, since together they may not fit into its memory, and
---program is a CUDA build whose products have the --precision; the step is repeated in fp32.
+--program is a CUDA build whose products have the --precision; the step is repeated in fp32. There
+the file of --json grows by each form that was measured: another call adds to it, replaces what it
+measures again, and prints the table of all.
 """
 import argparse
 import json
@@ -146,23 +148,20 @@ def measure(options, config, threads):
     return readings
 
 
-def measure_in_turn(options, config):
-    """The same on a GPU: form by form."""
-    readings = {}
-    for form in ["ours"] + options.forms:
-        note(config, "on the GPU:", form)
+def measure_alone(options, config, form):
+    """One form on a GPU -> [reading, ...]; none if it fails."""
+    note(config, "on the GPU:", form)
+    try:
+        if form == "ours":
+            return [run_ours(options, config, 1) for _ in range(options.rounds)]
+        peer = Peer(options, config, 1, form)
         try:
-            if form == "ours":
-                readings[form] = [run_ours(options, config, 1) for _ in range(options.rounds)]
-                continue
-            peer = Peer(options, config, 1, form)
-            try:
-                readings[form] = [peer.measure(options.seconds) for _ in range(options.rounds)]
-            finally:
-                peer.close()
-        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-            note(config, form, "is left out:", error)
-    return readings
+            return [peer.measure(options.seconds) for _ in range(options.rounds)]
+        finally:
+            peer.close()
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        note(config, form, "is left out:", error)
+        return []
 
 
 def summary(readings, best_peak):
@@ -252,7 +251,7 @@ def gpu_markdown(entries, forms):
     """The table of one precision: milliseconds, the ratio in bold, what padding and memory cost."""
     def milliseconds(entry, form):
         s = entry["summaries"].get(form)
-        return f"{s['ms']:.2f}" if s else "failed"
+        return f"{s['ms']:.2f}" if s else "-"
 
     def gigabytes(entry, form):
         return f"{entry['memory_mb'][form][0] / 1024:.2f}" if form in entry["memory_mb"] else "-"
@@ -294,7 +293,26 @@ def main():
     options.forms = options.forms.split(",")
     options.exact_program = options.exact_program or options.program
 
-    entries, verdicts = [], {}
+    on_gpu, path = options.device == "cuda", pathlib.Path(options.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = json.loads(path.read_text()) if on_gpu and path.exists() else []
+    verdicts = {}
+
+    def keep(config, threads, readings):
+        if not any(readings.values()):
+            return
+        found = [e for e in entries if (e["config"], e["threads"]) == (config, threads)]
+        entry = found[0] if found else dict(config=config, threads=threads, readings={})
+        if not found:
+            entries.append(entry)
+        entry["agreement"] = verdicts[name_of(config)][1]
+        entry["readings"].update({form: rows for form, rows in readings.items() if rows})
+        same = [e for e in entries if e["threads"] == threads]
+        best = max(r["peak_gflops"] for e in same for rows in e["readings"].values() for r in rows)
+        for e in same:
+            compare(e, best)
+        path.write_text(json.dumps(entries, indent=1) + "\n")
+
     for config in options.configs.split(","):
         name = name_of(config)
         if name not in verdicts:
@@ -307,21 +325,16 @@ def main():
         if batch_of(config):
             export = peer_command(options, "export", config, options.exports) + ["--inputs-only"]
             subprocess.run(export, stdout=subprocess.DEVNULL, check=True)
-        for threads in [1] if options.device == "cuda" else map(int, options.threads.split(",")):
-            readings = (measure_in_turn(options, config) if options.device == "cuda"
-                        else measure(options, config, threads))
-            if any(readings.values()):
-                entries.append(dict(config=config, threads=threads, agreement=verdict,
-                                    readings=readings))
-    for threads in {e["threads"] for e in entries}:
-        same = [e for e in entries if e["threads"] == threads]
-        best = max(r["peak_gflops"] for e in same for rows in e["readings"].values() for r in rows)
-        for e in same:
-            compare(e, best)
-    print((gpu_markdown if options.device == "cuda" else markdown)(entries, options.forms))
-    path = pathlib.Path(options.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(entries, indent=1) + "\n")
+        if on_gpu:
+            for form in ["ours"] + options.forms:
+                keep(config, 1, {form: measure_alone(options, config, form)})
+        else:
+            for threads in map(int, options.threads.split(",")):
+                keep(config, threads, measure(options, config, threads))
+    if on_gpu:
+        print(gpu_markdown(entries, [f for f in FORMS if any(f in e["readings"] for e in entries)]))
+    else:
+        print(markdown(entries, options.forms))
 
 
 if __name__ == "__main__":

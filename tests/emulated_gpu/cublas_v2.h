@@ -97,7 +97,8 @@ struct Product {
     const T* const B = static_cast<const T*>(b);
     T* const C = static_cast<T*>(c);
     const unsigned unseen = unseen_bits(compute);
-    const std::int64_t chains = chooses_by_shape() ? 1 + ((31 * m) ^ (17 * n) ^ (7 * k) ^ count) % 5 : 1;
+    const std::int64_t shape = (31 * m) ^ (17 * n) ^ (7 * k) ^ count;
+    const std::int64_t chains = chooses_by_shape() ? 1 + shape % 5 : 1;
     for (std::int64_t j = 0; j < n; ++j)
       for (std::int64_t i = 0; i < m; ++i) {
         const auto chain = [&](std::int64_t first, T sum) {
