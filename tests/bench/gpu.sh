@@ -189,7 +189,8 @@ for part in "${parts[@]}"; do
       section torch torch
       build "$cuda"/train_step_fp32 || continue
       for precision in ${PRECISIONS:-fp32 tf32 bf16}; do
-        build "$cuda/train_step_$precision" && section "torch_$precision" torch_precision "$precision"
+        build "$cuda/train_step_$precision" &&
+          section "torch_$precision" torch_precision "$precision"
       done ;;
     *) echo "bench-gpu: the parts are tests, demo, sanitizer, torch; got $part" >&2; exit 2 ;;
   esac
