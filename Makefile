@@ -325,8 +325,8 @@ build/cuda/examples/%: examples/%.cpp build/cuda/flags | need-cuda need-basics
 # What is timed is optimised on the host, too. bf16 stands for -DWIDENET_BF16=1, and so on.
 build/cuda/train_step_%: tests/bench/train_step.cpp build/cuda/flags | need-cuda need-basics
 	@echo "$(NVCC) $< ($*)"
-	$(Q)$(filter-out -O%,$(cuda_compiler)) -O3 -DWIDENET_$(shell echo $* | tr a-z A-Z)=1 -x cu -MMD -MP -MF $@.d \
-	  -MT $@ $< -o $@ -lcublas
+	$(Q)$(filter-out -O%,$(cuda_compiler)) -O3 -DWIDENET_$(shell echo $* | tr a-z A-Z)=1 \
+	  -x cu -MMD -MP -MF $@.d -MT $@ $< -o $@ -lcublas
 
 build/emulated/widenet.hpp: widenet.hpp build/emulated/flags $(wildcard tests/emulated_gpu/*.h)
 	$(Q)sed -E 's/detail::run_([a-z]+)<<<(.*)>>>\((.*)\);/emulated_gpu::launch_\1(\2, [=] { \
