@@ -909,18 +909,25 @@ class Team {
     for (Index i = lane(); i < n; i += stride) f(i);
   }
   /// take(i, rank) for every i < n with wanted(i), where rank = 0, 1, ... counts them in order of
-  /// i; returns how many there are.
+  /// i; returns how many there are. What is wanted must not depend on what is taken.
   template <class Wanted, class Take>
   WIDENET_KERNEL Index enumerate(Index n, Wanted wanted, Take take) const {
     Index rank = 0;
 #if WIDENET_CUDA
     __syncwarp();  // `take` may overwrite what another lane wrote; votes do not order memory
-    for (Index begin = 0; begin < n; begin += num_lanes) {
-      const Index i = begin + lane();
-      const bool is_wanted = i < n && wanted(i);
-      const unsigned votes = __ballot_sync(~0u, is_wanted);
-      if (is_wanted) take(i, rank + __popc(votes & ((1u << lane()) - 1)));
-      rank += __popc(votes);
+    constexpr Index rounds = 4;  // what four votes are about is read at once: memory is far away
+    for (Index begin = lane(); begin < n + lane(); begin += rounds * num_lanes) {
+      bool is_wanted[rounds];
+      for (Index r = 0; r < rounds; ++r) {
+        const Index i = begin + r * num_lanes;
+        is_wanted[r] = i < n && wanted(i);
+      }
+      for (Index r = 0; r < rounds; ++r) {
+        const unsigned votes = __ballot_sync(~0u, is_wanted[r]);
+        if (is_wanted[r])
+          take(begin + r * num_lanes, rank + __popc(votes & ((1u << lane()) - 1)));
+        rank += __popc(votes);
+      }
     }
 #else
     for (Index i = 0; i < n; ++i)

@@ -138,6 +138,22 @@ TEST_CASE("CUDA: only what begins at multiples of 16 bytes is rounded for speed"
   CHECK_NOTHROW(wn::attention(q, q, q, 2).to_vector());  // heads of 6: the emulated one would stop
 }
 
+TEST_CASE("CUDA: long queues are in the order of the choices") {
+  const wn::Index n = 1000, E = 3, C = 300;
+  std::vector<std::int32_t> expert, slot;
+  std::int32_t queued[E] = {};
+  for (wn::Index i = 0; i < n; ++i) {
+    expert.push_back(static_cast<std::int32_t>(i * i * 7 % 11 % E));
+    const std::int32_t place = queued[expert.back()]++;
+    slot.push_back(place < C ? place : -1);
+  }
+  wn::Buffer<std::int32_t> found(n), choices(E * C), load(E), kept(E);
+  wn::kernel::assign_slots(found.data(), choices.data(), load.data(), kept.data(),
+                           wn::Buffer<std::int32_t>(expert).data(), nullptr, 1, n, E, C, C);
+  CHECK(found.to_vector() == slot);
+  CHECK(load.to_vector() == std::vector<std::int32_t>(queued, queued + E));
+}
+
 TEST_CASE("CUDA: the products of all heads are two pieces of work") {
   const auto q = wn::Tensor<float>::randn({3, 5, 8}, wn::Rng(1));
   wn::attention(q, q, q, 2);
