@@ -3722,7 +3722,8 @@ struct Conventions {
     c.capacity_multiple = 4, c.capacity_sequences = 8;
     return c;
   }
-  /// tensorflow/mesh, top-2 gating with the policy "random" for the second expert.
+  /// tensorflow/mesh, top-2 gating with the policy "random" for the second expert; by default it
+  /// keeps second choices at random in evaluation, too.
   static Conventions mesh_top2() {
     Conventions c = served_by_choice(BalanceRule::switch_top1);
     c.noise = RouterNoise::none;

@@ -11,6 +11,7 @@
 // saves and stops; --resume goes on, to the same bits as if it had never stopped; after the last
 // step it evaluates again, on another --test if one is given.
 
+#include "support/conventions.hpp"
 #include "support/glue.hpp"
 #include "support/grammar.hpp"
 #include "support/masked_lm.hpp"
@@ -317,6 +318,7 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
 }
 
 bool train(const Options& o, const Model& model, const Objective& objective, const Watch& watch) {
+  support::print_warnings(model.config().encoder);
   const std::vector<wn::Parameter<float>>& parameters = model.parameters();
   if (o.optimizer == "lamb") {
     const wn::LAMBOptions options{0.9, 0.999, 1e-6, o.weight_decay};

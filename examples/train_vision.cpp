@@ -7,6 +7,7 @@
 // Writes model.safetensors, metrics.jsonl, routes.jsonl, result.json and report.html into OUT.
 // Ctrl-C saves and stops; --resume goes on, to the same bits as if it had never stopped.
 
+#include "support/conventions.hpp"
 #include "support/images.hpp"
 #include "support/presets.hpp"
 #include "support/progress.hpp"
@@ -403,6 +404,7 @@ int run(const Options& o) {
   const wn::VisionModel<float> model = model_for(o, training);
   std::cout << name_of(o) << ", " << model.num_parameters() << " parameters, learns from "
             << training.count << " images of " << training.classes << " classes." << std::endl;
+  support::print_warnings(model.config().encoder);
   const support::RunFiles files{o.out};
   std::filesystem::create_directories(files.folder);
   const Trained trained = train(o, model, training, testing, files);

@@ -38,11 +38,12 @@ Status: 0 agrees, 1 departs, 2 cannot be compared.
 
 int run(const std::string& path, const std::string& to, const std::string& preset) {
   const wn::SafeTensors file = wn::read_safetensors(path);
-  const auto presets = wn::Conventions::presets();
-  wn::require<wn::ConfigError>(preset.empty() || presets.count(preset) == 1,
-                               "validate: a preset must be known; got ", preset);
-  const auto results = support::run_golden<double>(support::read_case(path, file), file,
-                                                   preset.empty() ? nullptr : &presets.at(preset));
+  const support::GoldenCase c = support::read_case(path, file);
+  wn::Conventions other;
+  if (!preset.empty()) other = support::conventions_named(preset, "validate");
+  const wn::Conventions* const conventions = preset.empty() ? nullptr : &other;
+  const auto results = support::run_golden<double>(c, file, conventions);
+  support::print_warnings(support::encoder_of(c, conventions));
   wn::SafeTensors out;
   out.metadata = file.metadata;
   for (const auto& r : results.values)
@@ -229,9 +230,7 @@ int explain(std::vector<std::string> words, bool json) {
 }
 
 int conventions(const std::string& only) {
-  for (const auto& preset : wn::Conventions::presets())
-    if (only.empty() || preset.first == only)
-      std::printf("%s\n%s\n", preset.first.c_str(), support::describe(preset.second).c_str());
+  std::fputs(support::describe_presets(only, "validate").c_str(), stdout);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 using namespace widenet;
 
@@ -120,11 +121,28 @@ TEST_CASE("conventions: the capacity of every implementation, E = 4, K = 2, fact
                          k.capacity = CapacityRule::tokens_over_experts, k.unusable_slots = 1;
                        }), 2, {1, 1})) == keras[i]);
   }
-  // minml takes t = int(factor N / E), or t + 1 where that would not hold all tokens: here never.
-  for (const Index n : N) {
-    const Index t = expert_capacity(c, 1, n, 4);
-    CHECK((t * 4 >= n ? t : t + 1) == t);
+}
+
+TEST_CASE("conventions: a minimum of ceil(N / E) slots holds all tokens of an image") {
+  // minml: t = int(factor N / E), but t + 1 where E experts of t slots would not hold the image.
+  const auto minml = [](Index N, Index E) {
+    const Index t = static_cast<Index>(1.2 * double(N) / double(E));
+    return t * E >= N ? t : t + 1;
+  };
+  const Index N[] = {16, 49, 50, 64, 1576}, known[] = {4, 14, 15, 19, 472};
+  for (std::size_t i = 0; i < 5; ++i) {
+    CHECK(minml(N[i], 4) == known[i]);
+    CHECK(expert_capacity({6, 5}, 1, N[i], 4) == known[i]);
   }
+  Index one_more = 0;
+  for (const Index E : {2, 4, 7, 16})
+    for (Index n = 1; n <= 300; ++n) {
+      INFO("N = ", n, ", E = ", E);
+      const auto rule = with([&](Conventions& k) { k.capacity_minimum = (n + E - 1) / E; });
+      CHECK(expert_capacity(rule, {6, 5}, 1, n, E) == minml(n, E));
+      one_more += expert_capacity({6, 5}, 1, n, E) < minml(n, E) ? 1 : 0;
+    }
+  CHECK(one_more == 39);
 }
 
 TEST_CASE("conventions: floats that decide about a slot, over a grid of sizes") {
@@ -238,6 +256,27 @@ TEST_CASE("conventions: balance losses of known value") {
         balance_loss(route(busy_logits(), options(Conventions::mixtral())), BalanceRule::load);
       },
       "widenet: balance_loss: the rule load needs normal noise; got deviation 0");
+}
+
+TEST_CASE("conventions: balance losses of a perfect balance") {
+  // Probabilities that are all equal: whatever the choices are.
+  const Routing<double> even = route(Tensor<double>::zeros({8, 4}), options(Conventions::paper()));
+  const auto loss = [](const Routing<double>& r, BalanceRule rule) {
+    return balance_loss(r, rule).item();
+  };
+  const double ln4 = std::log(4.0);
+  check::close({loss(even, BalanceRule::switch_top1), loss(even, BalanceRule::khot_over_k),
+                loss(even, BalanceRule::khot_sum), loss(even, BalanceRule::after_drop),
+                loss(even, BalanceRule::importance), loss(even, BalanceRule::importance_unbiased),
+                loss(even, BalanceRule::load), loss(even, BalanceRule::z_loss)},
+               {1, 1, 2, 1, 0, 0, 0, ln4 * ln4});
+  // As many first choices for every expert, and a load of 4, 2, 1, 1 with P = .4 .225 .1875 .1875.
+  const Routing<double> first =
+      route(log_of({4, 4}, {.7, .2, .05, .05, .3, .5, .1, .1, .3, .1, .5, .1, .3, .1, .1, .5}),
+            options(Conventions::paper()));
+  check::close({loss(first, BalanceRule::switch_top1), loss(first, BalanceRule::khot_over_k),
+                loss(first, BalanceRule::khot_sum)},
+               {1, 1.2125, 2.425});
 }
 
 TEST_CASE("conventions: gradients of every gate rule and every new balance loss") {
@@ -638,14 +677,64 @@ TEST_CASE("conventions: what cannot learn is reported, and does not learn") {
   for (const double d : z.gradient().to_vector()) CHECK(std::fabs(d) < 1e-15);
 }
 
-TEST_CASE("conventions: the kind of norm is that of the preset, and RMSNorm has no beta anywhere") {
-  for (const auto& preset : Conventions::presets()) {
-    EncoderConfig c;
-    support::follow(c, preset.first);
-    const bool is_rms = preset.first == "mixtral" || preset.first == "hf_switch";
-    CHECK((c.norm == Norm::rms_norm) == is_rms);
-    CHECK(c.layer_norm_eps == (preset.first == "mixtral" ? 1e-5 : 1e-6));
+TEST_CASE("conventions: what a configuration takes over from every preset") {
+  struct Row {
+    const char* preset;
+    bool is_shared;
+    Index K;
+    Rational factor, evaluation;  // 0: as in training
+    Gelu gelu;
+    bool is_twice;
+    Norm norm;
+    double eps;
+    ClassToken token;
+    Pooling pooling;
+  };
+  const Gelu tanh = Gelu::tanh, erf = Gelu::erf;
+  const Norm layer = Norm::layer_norm, rms = Norm::rms_norm;
+  const ClassToken zero = ClassToken::zero, open = ClassToken::trained;  // open: as it was
+  const Pooling mean = Pooling::mean, any = Pooling::patch_mean;
+  const std::vector<Row> rows = {
+      {"paper", true, 2, {6, 5}, {0, 1}, tanh, false, layer, 1e-6, zero, mean},
+      {"author_tf", true, 2, {6, 5}, {0, 1}, tanh, true, layer, 1e-6, zero, mean},
+      {"colossal", false, 2, {5, 4}, {2, 1}, erf, false, layer, 1e-6, open, mean},
+      {"vmoe", false, 2, {21, 20}, {4, 1}, tanh, false, layer, 1e-6, open, any},
+      {"mesh_top2", false, 2, {5, 4}, {2, 1}, tanh, false, layer, 1e-6, open, any},
+      {"deepspeed_top2", false, 2, {6, 5}, {0, 1}, tanh, false, layer, 1e-6, open, any},
+      {"tutel", false, 2, {6, 5}, {0, 1}, tanh, false, layer, 1e-6, open, any},
+      {"mixtral", false, 2, {6, 5}, {0, 1}, tanh, false, rms, 1e-5, open, any},
+      {"hf_switch", false, 1, {6, 5}, {0, 1}, tanh, false, rms, 1e-6, open, any}};
+  CHECK(rows.size() == Conventions::presets().size());
+  for (const Row& row : rows) {
+    for (const bool was_shared : {false, true}) {  // whatever was there before
+      VisionConfig c;
+      c.class_token = open, c.pooling = any;
+      EncoderConfig& e = c.encoder;
+      e.share_attention = e.share_router = e.share_experts = was_shared;
+      e.top_k = 3, e.capacity_factor = {7, 1}, e.evaluation_capacity_factor = {9, 1};
+      e.gelu = row.gelu == tanh ? erf : tanh, e.gelu_at_output = !row.is_twice;
+      e.norm = row.norm == layer ? rms : layer, e.layer_norm_eps = 1;
+      support::follow(c, row.preset);
+      INFO(row.preset);
+      CHECK(e.share_attention == row.is_shared);
+      CHECK(e.share_router == row.is_shared);
+      CHECK(e.share_experts == row.is_shared);
+      CHECK(e.top_k == row.K);
+      CHECK(e.capacity_factor == row.factor);
+      CHECK(e.evaluation_capacity_factor == row.evaluation);
+      CHECK(e.gelu == row.gelu);
+      CHECK(e.gelu_at_output == row.is_twice);
+      CHECK(e.norm == row.norm);
+      CHECK(e.layer_norm_eps == row.eps);
+      CHECK(c.class_token == row.token);
+      CHECK(c.pooling == row.pooling);
+      CHECK(support::describe(e.conventions) ==
+            support::describe(Conventions::presets().at(row.preset)));
+    }
   }
+}
+
+TEST_CASE("conventions: RMSNorm has no beta anywhere") {
   LanguageConfig c;
   const Index D = c.encoder.width, L = c.encoder.blocks, W = c.embedding;
   const Index all = LanguageModel<float>::count_all(c), body = count_parameters(c);
@@ -681,8 +770,8 @@ TEST_CASE("conventions: every preset says its formulas") {
   CHECK(seen.size() == 9);
   CHECK(support::describe(Conventions::paper()) ==
         "router    z = x w\n"
-        "noise     z + (s / E) n, n ~ N(0, 1), s = 1, in training; in the choice, in the gate, in "
-        "the balance loss\n"
+        "noise     z + (s / E) n, n ~ N(0, 1), s = 1, in training;\n"
+        "          in the choice, in the gate, in the balance loss\n"
         "choice    the K largest of p = softmax(z), ties to the lower expert\n"
         "gate      p\n"
         "capacity  C = round(factor K N / E), rounded down, at least 1; N = the tokens of the "
@@ -693,16 +782,17 @@ TEST_CASE("conventions: every preset says its formulas") {
   CHECK(support::describe(Conventions::mesh_top2()) ==
         "router    z = x w\n"
         "noise     none\n"
-        "choice    the K largest of p = softmax(z), ties to the lower expert; after the first, in "
-        "training, with probability min(1, gate / 0.2)\n"
-        "gate      p / (sum of p over the K choices + 1e-09); with K = 1 always 1: the router "
-        "learns nothing from the task\n"
+        "choice    the K largest of p = softmax(z), ties to the lower expert;\n"
+        "          after the first, in training, with probability min(1, gate / 0.2)\n"
+        "gate      p / (sum of p over the K choices + 1e-09);\n"
+        "          with K = 1 always 1: the router learns nothing from the task\n"
         "capacity  C = round(factor N / E), rounded down, at least 4; N = the tokens of 1 "
         "sequence\n"
         "priority  all first choices by token, then all second choices, ...\n"
         "dropped   adds 0\n"
-        "balance   E sum f P, f = first choices / N, P = mean p; mean over the groups of N tokens; "
-        "summed over blocks\n");
+        "balance   E sum f P, f = first choices / N, P = mean p; mean over the groups of N "
+        "tokens;\n"
+        "          summed over blocks\n");
   CHECK(support::describe(with([](Conventions& c) {
           c = Conventions::hf_switch(), c.router_bias = true, c.unusable_slots = 1;
           c.dropped = DroppedValue::gated_input, c.first_choice_sees_noise = false;
@@ -710,18 +800,123 @@ TEST_CASE("conventions: every preset says its formulas") {
         })) ==
         "router    z = x w + b\n"
         "noise     x (1 + s u) in place of x for router and experts, u ~ U(-1, 1), s = 0.01, in "
-        "training; in the choice (but the first), not in the gate, not in the balance loss\n"
+        "training;\n"
+        "          in the choice (but the first), not in the gate, not in the balance loss\n"
         "choice    the K largest of p = softmax(z), ties to the lower expert\n"
         "gate      p\n"
         "capacity  C = 64, up to a multiple of 4, of which 1 stays empty; N = the tokens of 1 "
         "sequence\n"
         "priority  by token, all choices of a token together\n"
         "dropped   adds gate x\n"
-        "balance   E sum f P, f = first choices / N, P = mean p; mean over the groups of N tokens; "
-        "mean over blocks\n");
+        "balance   E sum f P, f = first choices / N, P = mean p; mean over the groups of N "
+        "tokens;\n"
+        "          mean over blocks\n");
+  CHECK(support::folded(std::string(60, 'a') + ' ' + std::string(39, 'b') + "\nc\n") ==
+        std::string(60, 'a') + ' ' + std::string(39, 'b') + "\nc\n");  // 100 columns
+  CHECK(support::folded(std::string(60, 'a') + ' ' + std::string(40, 'b') + "\nc\n") ==
+        std::string(60, 'a') + "\n          " + std::string(40, 'b') + "\nc\n");
+}
+
+TEST_CASE("conventions: every preset says what else a configuration takes over") {
+  const auto rest = [](const std::string& preset) {
+    const std::string text = support::describe_preset(preset, "test");
+    const std::string formulas = support::describe(Conventions::presets().at(preset));
+    REQUIRE(text.compare(0, formulas.size(), formulas) == 0);
+    return text.substr(formulas.size());
+  };
+  const std::string shared = "sharing   attention, router and experts are shared by all blocks\n";
+  const std::string of_each = "sharing   attention, router and experts of each block are its own\n";
+  const std::string tanh = "GELU      x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2";
+  const std::string authors = "norm      LayerNorm, eps 1e-06\n"
+                              "token     the class token is 0, without a gradient\n"
+                              "pooling   mean, with the class token\n";
+  const std::string open = "token     as the model has it\npooling   as the model has it\n";
+  const std::string ours = tanh + " (our choice)\nnorm      LayerNorm, eps 1e-06 (our choice)\n";
+  CHECK(rest("paper") ==
+        shared + "K         2\nfactor    1.2, in evaluation, too\n" + tanh + '\n' + authors);
+  CHECK(rest("author_tf") == shared + "K         2\nfactor    1.2, in evaluation, too\n" + tanh +
+                                 ",\n          again after the second product of an expert\n" +
+                                 authors);
+  CHECK(rest("colossal") == of_each + "K         2\nfactor    1.25, in evaluation 2\n"
+                                      "GELU      x (1 + erf(x / sqrt(2))) / 2\n"
+                                      "norm      LayerNorm, eps 1e-06\n"
+                                      "token     as the model has it\n"
+                                      "pooling   mean, with the class token\n");
+  CHECK(rest("vmoe") == of_each + "K         2\nfactor    1.05, in evaluation 4\n" + tanh +
+                            "\nnorm      LayerNorm, eps 1e-06\n" + open);
+  CHECK(rest("mesh_top2") ==
+        of_each + "K         2\nfactor    1.25, in evaluation 2\n" + ours + open);
+  for (const char* preset : {"deepspeed_top2", "tutel"})
+    CHECK(rest(preset) == of_each + "K         2\n"
+                                    "factor    1.2, in evaluation, too (our choice)\n" +
+                              ours + open);
+  CHECK(rest("mixtral") == of_each + "K         2\nfactor    none\n" + tanh +
+                               ", in place of SwiGLU (not offered)\n"
+                               "norm      RMSNorm, eps 1e-05\n" + open);
+  CHECK(rest("hf_switch") == of_each + "K         1\nfactor    none\n" + tanh +
+                                 ", in place of ReLU (not offered)\n"
+                                 "norm      RMSNorm, eps 1e-06\n" + open);
+
+  std::string all;
+  for (const auto& preset : Conventions::presets())
+    all += preset.first + '\n' + support::describe_preset(preset.first, "test") + '\n';
+  CHECK(support::describe_presets("", "test") == all);
+  CHECK(support::describe_presets("tutel", "test") ==
+        "tutel\n" + support::describe_preset("tutel", "test") + '\n');
+  std::istringstream lines(all);
+  for (std::string line; std::getline(lines, line);) {
+    INFO(line);
+    CHECK(line.size() <= 100);
+  }
+}
+
+TEST_CASE("conventions: a preset that there is not is refused, whoever asks for it") {
   EncoderConfig config;
   check_throws<ConfigError>([&] { support::follow(config, "gshard"); },
                             "widenet: follow: a preset must be known; got gshard");
+  check_throws<ConfigError>([] { support::describe_presets("nonsense", "validate"); },
+                            "widenet: validate: a preset must be known; got nonsense");
+  check_throws<ConfigError>([] { support::conventions_named("", "validate"); },
+                            "widenet: validate: a preset must be known; got ");
+}
+
+TEST_CASE("conventions: a program prints what cannot be learned, and nothing where all can") {
+  const auto printed = [](const EncoderConfig& c) {
+    std::ostringstream out;
+    support::print_warnings(c, out);
+    return out.str();
+  };
+  const std::string constant_gate =
+      "widenet: warning: with K = 1 a renormalised gate is always 1: the router learns nothing "
+      "from the task\n";
+  const std::string constant_loss =
+      "widenet: warning: with K = E every expert has every token: the balance loss is constant\n";
+  EncoderConfig c;
+  CHECK(printed(c) == "");
+  c.top_k = 4;
+  CHECK(printed(c) == constant_loss);
+  support::follow(c, "mixtral");
+  CHECK(printed(c) == "");
+  c.top_k = 1;
+  CHECK(printed(c) == constant_gate);
+  c.experts = 1;
+  CHECK(printed(c) == constant_gate + constant_loss);
+  c.moe_blocks = 0;  // no block has experts
+  CHECK(printed(c) == "");
+  c.moe_blocks = -1, c.experts = 0;
+  CHECK(printed(c) == "");
+
+  // A case of golden data, under its own conventions or others.
+  support::GoldenCase one;
+  one.settings = Json::parse(R"({"experts": 4, "top_k": 1, "gate": "raw"})", "test");
+  CHECK(printed(support::encoder_of(one)) == "");
+  const Conventions tutel = Conventions::tutel();
+  CHECK(printed(support::encoder_of(one, &tutel)) == constant_gate);
+  one.settings = Json::parse(R"({"experts": 4, "top_k": 1, "gate": "renormalized"})", "test");
+  CHECK(printed(support::encoder_of(one)) == constant_gate);
+  one.settings = Json::parse(R"({"eps": 1e-6})", "test");  // of a LayerNorm
+  for (const auto& preset : Conventions::presets())
+    CHECK(printed(support::encoder_of(one, &preset.second)) == "");
 }
 
 TEST_CASE("conventions: violations are listed") {

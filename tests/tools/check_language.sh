@@ -84,8 +84,10 @@ paste <(losses dense) <(losses at_once) |
   fail "$(tail -n 3 "$folder/squad.txt")"
 said squad "Of 4 questions: exact match"
 grep -q '"d": ' "$folder/squad/predictions.json" || fail "there are no answers"
-(language toy --task toy --steps 5) || fail "$(tail -n 3 "$folder/toy.txt")"
+(language toy --task toy --steps 5 --experts 2) || fail "$(tail -n 3 "$folder/toy.txt")"
 said toy "a bag of words:"
+said toy "warning: with K = E every expert has every token: the balance loss is constant"
+grep -q warning "$folder/squad.txt" && fail "squad has a warning without a reason"
 
 fails other $pretrain --start "$folder/toy/model.safetensors"
 said other "--start must be a model of 260 words and at least 32 tokens; got 62, 32"

@@ -43,8 +43,10 @@ done
 works ten --data "$folder/ten" --randaugment 2 --flip --mixup --micro-batches 2 --steps 20
 said ten "learns from 40 images of 10 classes."
 said ten "100.00 % of 2 test images"
-works hundred --data "$folder/hundred" --batch 4
+grep -q warning "$folder/ten.txt" && fail "ten has a warning without a reason"
+works hundred --data "$folder/hundred" --batch 4 --top-k 4
 said hundred "learns from 8 images of 100 classes."
+said hundred "warning: with K = E every expert has every token: the balance loss is constant"
 works tuned --recipe cifar10_finetune --start "$folder/ten/model.safetensors" \
   --data "$folder/hundred" --batch 4
 said tuned "learns from 8 images of 100 classes."
