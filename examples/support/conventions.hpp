@@ -19,7 +19,7 @@ namespace widenet::support {
 
 /// The text that belongs to a value of an enum.
 template <class Enum>
-const char* text_of(Enum value, std::initializer_list<const char*> texts) {
+const char* text_at(Enum value, std::initializer_list<const char*> texts) {
   return texts.begin()[static_cast<std::size_t>(value)];
 }
 
@@ -49,7 +49,7 @@ inline std::string describe(const Conventions& c) {
                           c.capacity != CapacityRule::dropless;
   PlainText out;
   out << "router    z = x w" << (c.router_bias ? " + b" : "") << "\nnoise     "
-      << text_of(c.noise, {"none", "z + (s / E) n, n ~ N(0, 1)", "z + (s / E^2) n, n ~ N(0, 1)",
+      << text_at(c.noise, {"none", "z + (s / E) n, n ~ N(0, 1)", "z + (s / E^2) n, n ~ N(0, 1)",
                            "z + s u, u ~ U(-1, 1)", "z + s g, g = -log(-log(u)), u ~ U(0, 1)",
                            "z = (x (1 + s u)) w, u ~ U(-1, 1)",
                            "x (1 + s u) in place of x for router and experts, u ~ U(-1, 1)"});
@@ -62,17 +62,17 @@ inline std::string describe(const Conventions& c) {
   if (c.second_choice_threshold > 0)
     out << "; after the first, in training, with probability min(1, gate / "
         << c.second_choice_threshold << ")";
-  out << "\ngate      " << text_of(c.gate, {"p", "p / (sum of p over the K choices",
+  out << "\ngate      " << text_at(c.gate, {"p", "p / (sum of p over the K choices",
                                             "p / (sum of p over the choices that have a slot"});
   if (!is_raw) out << " + " << c.gate_eps << "); with K = 1 always 1: the router learns nothing "
                       "from the task";
   out << "\ncapacity  C = "
-      << text_of(c.capacity, {"round(factor K N / E)", "round(factor N / E)",
+      << text_at(c.capacity, {"round(factor K N / E)", "round(factor N / E)",
                               "K round(factor ceil(N / E))", "round(ceil(factor N) K / E)",
                               "ceil(float(N / E) float(factor K))", "", "N, nothing is dropped"});
   if (c.capacity == CapacityRule::absolute) out << c.capacity_slots;
   if (is_rounded && c.capacity != CapacityRule::single_precision)
-    out << text_of(c.capacity_rounding, {", rounded down", ", rounded up"});
+    out << text_at(c.capacity_rounding, {", rounded down", ", rounded up"});
   if (c.capacity_multiple > 1) out << ", up to a multiple of " << c.capacity_multiple;
   if (is_rounded) out << ", at least " << c.capacity_minimum;
   if (c.unusable_slots > 0) out << ", of which " << c.unusable_slots << " stays empty";
@@ -82,12 +82,12 @@ inline std::string describe(const Conventions& c) {
   else
     out << "the batch";
   out << "\npriority  "
-      << text_of(c.priority, {"by token, all choices of a token together",
+      << text_at(c.priority, {"by token, all choices of a token together",
                               "all first choices by token, then all second choices, ...",
                               "all first choices by largest gate, then all second choices, ...",
                               "by gate", "random"})
-      << "\ndropped   adds " << text_of(c.dropped, {"0", "gate x"}) << "\nbalance   "
-      << text_of(c.balance, {"E sum f P, f = choices / (N K), P = mean p",
+      << "\ndropped   adds " << text_at(c.dropped, {"0", "gate x"}) << "\nbalance   "
+      << text_at(c.balance, {"E sum f P, f = choices / (N K), P = mean p",
                              "E sum f P, f = choices / N, P = mean p",
                              "E sum f P, f = first choices / N, P = mean p",
                              "E sum f P, f = kept / all kept, P = mean p",
@@ -97,7 +97,7 @@ inline std::string describe(const Conventions& c) {
                              "variance / mean^2 of the sums of Phi((z - K-th largest noisy z) / s)",
                              "mean of logsumexp(z)^2"})
       << (c.capacity_sequences > 0 ? "; mean over the groups of N tokens" : "")
-      << text_of(c.reduction, {"; summed over blocks", "; mean over blocks",
+      << text_at(c.reduction, {"; summed over blocks", "; mean over blocks",
                                "; over the tokens of all blocks together"}) << "\n";
   return folded(out.str());
 }
@@ -170,18 +170,18 @@ inline std::string describe_preset(const std::string& preset, const std::string&
   else
     out << value_of(training) << ", in evaluation, too" << ours_of({"deepspeed_top2", "tutel"});
   out << "\nGELU      "
-      << text_of(c.gelu, {"x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2",
+      << text_at(c.gelu, {"x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2",
                           "x (1 + erf(x / sqrt(2))) / 2"})
       << (c.gelu_at_output ? ", again after the second product of an expert" : "")
       << (preset == "mixtral" ? ", in place of SwiGLU (not offered)" : "")
       << (preset == "hf_switch" ? ", in place of ReLU (not offered)" : "")
       << ours_of({"mesh_top2", "deepspeed_top2", "tutel"}) << "\nnorm      "
-      << text_of(c.norm, {"LayerNorm", "RMSNorm"}) << ", eps " << c.layer_norm_eps
+      << text_at(c.norm, {"LayerNorm", "RMSNorm"}) << ", eps " << c.layer_norm_eps
       << ours_of({"mesh_top2", "deepspeed_top2", "tutel"}) << "\ntoken     "
-      << text_of(config.class_token, {"the class token is 0, without a gradient",
+      << text_at(config.class_token, {"the class token is 0, without a gradient",
                                       "as the model has it"})
       << "\npooling   "
-      << text_of(config.pooling, {"as the model has it", "mean, with the class token", ""}) << '\n';
+      << text_at(config.pooling, {"as the model has it", "mean, with the class token", ""}) << '\n';
   return folded(out.str());
 }
 
