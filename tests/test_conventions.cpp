@@ -577,6 +577,43 @@ TEST_CASE("conventions: an encoder under every preset, gradients of all of it in
   }
 }
 
+TEST_CASE("encoder: a second balance loss, of its routings, goes beside that of the conventions") {
+  const check::OneThread one_thread;
+  EncoderConfig c;
+  c.width = 6, c.heads = 2, c.blocks = 2, c.experts = 4, c.expert_hidden = 3;
+  support::follow(c, "vmoe");  // which takes half of the sum of importance and load
+  c.conventions.balance = BalanceRule::importance, c.conventions.balance_sees_noise = false;
+  ParameterSet<double> parameters(Rng(1));
+  const Encoder<double> encoder(c, parameters);
+  const auto x = check::normal({3, 4, 6}, 86);
+  std::vector<Tensor<double>> inputs = {x};
+  for (const Parameter<double>& p : parameters.list())
+    if (p.name.find("router") != std::string::npos) inputs.push_back(p.tensor);
+  CHECK(inputs.size() == 3);
+  const Training training{Rng(3), 0};
+  const auto both = [&](const EncoderOutput<double>& out) {
+    Tensor<double> loss = out.balance_loss;
+    for (const Routing<double>& r : out.routings) loss = loss + balance_loss(r, BalanceRule::load);
+    return 0.5 * loss;
+  };
+  const GradReport report = gradcheck(
+      [&](const Replay<double>& replay) {
+        const auto out = encoder.forward(x, &training, replay);
+        return Routed{both(out), out.routings};
+      },
+      inputs);
+  INFO(report.where);
+  CHECK(report.max_error < 1e-7);
+
+  const auto out = encoder.forward(x, &training, {});
+  const Tensor<double> loss = both(out);
+  double expected = 0;
+  for (const Routing<double>& r : out.routings)
+    for (const BalanceRule rule : {BalanceRule::importance, BalanceRule::load})
+      expected += balance_loss(r, rule).item() / 2;
+  check::close({loss.item()}, {expected});
+}
+
 TEST_CASE("encoder: jitter is seen by the router, and by the experts only in place") {
   EncoderConfig c;
   c.width = 6, c.heads = 2, c.blocks = 1, c.experts = 4, c.expert_hidden = 3;
