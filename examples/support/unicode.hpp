@@ -483,8 +483,9 @@ inline char32_t unified(char32_t c) {
 /// otherwise one point.
 ///
 ///   Source    The Unicode Standard, section 3.12, "Hangul Syllable Decomposition"
-///   Differs   NFD also sorts the marks behind a letter; the few of them that are not nonspacing
-///             (some viramas, two tone marks of Hangul, stems of musical notes) stay where they are
+///   Differs   NFD of a whole text also sorts marks by their combining class. Of those that have
+///             one, 25 are not nonspacing and so are left (13 viramas, two marks each of Hangul
+///             and of Vietnamese, eight parts of notes): two such in a row stay as they stand.
 inline std::u32string fold(char32_t c) {
   static constexpr PointRun table[] = {  // lower case to base letters
     {0xE0, 6, 1, 0x61, 0}, {0xE7, 2, 1, 0x63, 2}, {0xE9, 3, 1, 0x65, 0}, {0xEC, 4, 1, 0x69, 0},

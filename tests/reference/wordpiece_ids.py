@@ -5,8 +5,8 @@
 
 The rules are those of google-research/bert, tokenization.py, written again with nothing but
 Python's own Unicode data. With --transformers, each row where the tokenizer of transformers (the
-one in Rust, 5.23) has other ids goes to stderr: it drops private use, knows no final sigma, and has
-white space, marks and case of its own Unicode version.
+one in Rust, 5.23) has other ids goes to stderr: it drops private use, makes every capital sigma
+U+03C3, and has the classes of an older Unicode.
 """
 import sys
 import tempfile
