@@ -61,15 +61,18 @@ inline std::string read_text(const std::string& path, const std::string& reader)
 ///
 ///   Errors    IoError if a vocab.txt cannot be read; ValueError naming the line if a word is not
 ///             UTF-8, stands in two lines, or if [PAD], [UNK], [CLS], [SEP] or [MASK] is missing
-///   Source    google-research/bert, tokenization.py; longest_word as in transformers (there 200)
-///   Differs   "[MASK]" and the like in a text are text, as there, and not special tokens as in
-///             transformers; see fold in unicode.hpp for the sigma, and there for what is covered
+///   Source    google-research/bert, tokenization.py, BasicTokenizer and WordpieceTokenizer
+///   Differs   from the source in marks out of order alone, see fold in unicode.hpp; transformers
+///             (5.23, its tokenizer in Rust) cuts words of at most 100 characters, drops private
+///             use too, makes every capital sigma U+03C3, has the classes of an older Unicode, does
+///             not split the Chinese characters U+2B820-2B91F, and takes "[MASK]" and the like in a
+///             text for special tokens, which here, as in the source, are text
 ///   Example   const Tokenizer tokenizer = Tokenizer::wordpiece("vocab.txt", /*is_cased=*/false);
 ///             for (const Piece& piece : tokenizer.pieces("Hello, world")) use(piece.id);
 class Tokenizer {
  public:
   std::int32_t pad = 0, unknown = 0, cls = 0, sep = 0, mask = 0;
-  Index longest_word = 100;
+  Index longest_word = 200;
 
   /// 256 bytes after four special tokens: byte b is token 4 + b.
   static Tokenizer bytes() {
@@ -157,6 +160,31 @@ class Tokenizer {
     std::vector<Index> place;
   };
 
+  /// NUL, U+FFFD (which also stands for bytes that are not UTF-8), control and format characters.
+  static bool is_dropped(char32_t c) { return c == replacement_character || is_control(c); }
+
+  /// Whether a word ends with the letter at a place, so that a capital sigma there becomes U+03C2
+  /// and not U+03C3: a cased letter stands before it and none behind, whatever is case-ignorable or
+  /// dropped between them. White space and Chinese characters are neither, and so end the search.
+  ///
+  ///   Source    The Unicode Standard, table 3-17, Final_Sigma; str.lower() of Python
+  static bool ends_word(const std::u32string& points, std::size_t place) {
+    const auto is_passed = [](char32_t c) { return is_dropped(c) || is_case_ignorable(c); };
+    std::size_t before = place, behind = place + 1;
+    while (before > 0 && is_passed(points[before - 1])) --before;
+    while (behind < points.size() && is_passed(points[behind])) ++behind;
+    const bool goes_on = behind < points.size() && is_cased(points[behind]);
+    return before > 0 && is_cased(points[before - 1]) && !goes_on;
+  }
+
+  /// The characters that the vocabulary is asked for in place of a point of the text.
+  std::u32string characters(const std::u32string& points, std::size_t place) const {
+    const char32_t capital_sigma = 0x3A3, final_sigma = 0x3C2;
+    if (is_cased_) return {points[place]};
+    if (points[place] == capital_sigma && ends_word(points, place)) return {final_sigma};
+    return fold(points[place]);
+  }
+
   std::vector<Piece> wordpieces(const std::string& text) const {
     std::vector<Piece> result;
     Word word;
@@ -167,12 +195,12 @@ class Tokenizer {
     const std::u32string points = decode_utf8(text);
     for (std::size_t place = 0; place < points.size(); ++place) {
       const char32_t point = points[place];
-      if (point == replacement_character || is_control(point)) continue;
+      if (is_dropped(point)) continue;
       if (is_space(point)) {
         end_word();
         continue;
       }
-      for (const char32_t c : is_cased_ ? std::u32string{point} : fold(point)) {
+      for (const char32_t c : characters(points, place)) {
         const bool stands_alone = is_chinese(point) || is_punctuation(c);
         if (stands_alone) end_word();
         word.characters += c;

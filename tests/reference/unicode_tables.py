@@ -6,7 +6,10 @@ Needs nothing but Python; what is in the header comes from Python 3.11 (Unicode 
 """
 import unicodedata
 
+POINTS = range(0x110000)
 HANGUL = range(0xAC00, 0xD7A4)
+# The forms of Chinese characters that Unicode keeps for compatibility: a value for each point.
+COMPATIBILITY = (range(0xF900, 0xFADA), range(0x2F800, 0x2FA1E))
 
 
 def category(c):
@@ -21,30 +24,49 @@ def is_punctuation(c):
     return category(c)[0] == "P" or chr(c) in "$+<=>^`|~"
 
 
+def is_control(c):
+    return category(c) in ("Cc", "Cf") and chr(c) not in "\t\n\r"
+
+
+def is_space(c):
+    return category(c) in ("Zs", "Zl", "Zp") or chr(c) in "\t\n\r"
+
+
+def ends_as_final(text):
+    return text.lower()[-1] == "\u03c2"
+
+
+def is_cased(c):
+    """Cased and not case-ignorable: what str.lower() takes for a letter that a sigma ends."""
+    return ends_as_final(chr(c) + "\u03a3")
+
+
+def is_case_ignorable(c):
+    """Case-ignorable: what str.lower() looks through; but for format characters."""
+    looks_through = ends_as_final("A" + chr(c) + "\u03a3") and not is_cased(c)
+    return looks_through and not is_control(c)
+
+
+def decomposed(text):
+    """NFD without marks."""
+    return [ord(x) for x in unicodedata.normalize("NFD", text) if not is_mark(ord(x))]
+
+
 def fold(c):
     """The lower case letter without its accents, as BERT makes it; marks vanish."""
-    text = unicodedata.normalize("NFD", chr(c).lower())
-    return [ord(x) for x in text if not is_mark(ord(x))]
+    return decomposed(chr(c).lower())
 
 
-def folded_here(c):
-    """What the header folds: below U+3100 and fullwidth letters, one to one; and Hangul."""
-    if is_mark(c) or c in HANGUL:
-        return fold(c)
-    is_covered = (c < 0x3100 or 0xFF21 <= c <= 0xFF3A) and len(fold(c)) == 1
-    return fold(c) if is_covered else [c]
-
-
-def lowered_here(c):
-    """What the header makes lower case: below U+3100, one to one."""
+def lower_case(c):
+    """The lower case as one point; U+0130, whose lower case is two, stays."""
     text = chr(c).lower()
-    return ord(text) if c < 0x3100 and len(text) == 1 else c
+    return ord(text) if len(text) == 1 else c
 
 
 def ranges(holds):
-    """The maximal ranges of code points of the basic plane for which a predicate holds."""
+    """The maximal ranges of code points for which a predicate holds."""
     found = []
-    for c in range(0x10000):
+    for c in POINTS:
         if not holds(c):
             continue
         if found and found[-1][1] == c - 1:
@@ -57,8 +79,10 @@ def ranges(holds):
 def runs(mapping):
     """Greedy arithmetic progressions: (first, count, step, target, step of the target)."""
     left, found = dict(mapping), []
-    while left:
-        c, best = min(left), (0, 1, 0)
+    for c in sorted(mapping):
+        if c not in left:
+            continue
+        best = (0, 1, 0)
         for step in (1, 2):
             for target_step in (0, 1, 2):
                 n = 1
@@ -72,15 +96,40 @@ def runs(mapping):
     return found
 
 
-def print_table(name, entries):
+def base_letters():
+    """What stripping the accents of lower case makes of a point, where that is one other point."""
+    special = set(HANGUL).union(*COMPATIBILITY)
+    letters = {lower_case(c) for c in POINTS if not is_mark(c)} - special
+    return {c: fold(c)[0] for c in letters if len(fold(c)) == 1 and fold(c) != [c]}
+
+
+def splits():
+    """Points that become several: the two that each decomposes into at first."""
+    several = [c for c in POINTS if c not in HANGUL and len(fold(c)) > 1]
+    return [[c] + [int(x, 16) for x in unicodedata.decomposition(chr(c)).split()] for c in several]
+
+
+def print_table(name, entries, separator=", ", indent="    "):
     print(f"// {name}: {len(entries)}")
-    line = "   "
+    line = indent
     for entry in entries:
-        if len(line) + len(entry) + 2 > 100:
-            print(line)
-            line = "   "
-        line += " " + entry + ","
-    print(line.rstrip(",") + "};")
+        if len(line) + len(entry + separator.rstrip()) > 100:
+            print(line.rstrip())
+            line = indent
+        line += entry + separator
+    print(line.rstrip().rstrip(",") + "};")
+
+
+def print_string(name, points):
+    print(f"// {name}: {len(points)}")
+    line = ""
+    for c in points:
+        entry = f"\\u{c:04X}" if c < 0x10000 else f"\\U{c:08X}"
+        if len(line + entry) > 93:
+            print(f'    U"{line}"')
+            line = ""
+        line += entry
+    print(f'    U"{line}";')
 
 
 def fingerprint(values):
@@ -92,30 +141,28 @@ def fingerprint(values):
     return h
 
 
-def main():
-    pair = "{{0x{:X}, 0x{:X}}}".format
-    print_table("marks", [pair(*r) for r in ranges(is_mark)])
-    print_table("punctuation", [pair(*r) for r in ranges(is_punctuation)])
-    mapping = {c: folded_here(c)[0] for c in range(0x10000)
-               if not is_mark(c) and c not in HANGUL and folded_here(c) != [c]}
-    print_table("folds", ["{{0x{:X}, {}, {}, 0x{:X}, {}}}".format(*r) for r in runs(mapping)])
-    print_table("capitals", ["{{0x{:X}, {}, {}, 0x{:X}, {}}}".format(*r) for r in runs(
-        {c: lowered_here(c) for c in range(0x3100) if lowered_here(c) != c})])
-    print("not folded, as each becomes several:", " ".join(
-        f"{c:X}" for c in range(0x3100) if len(fold(c)) > 1))
+CLASSES = {"spaces": is_space, "controls": is_control, "punctuation": is_punctuation,
+           "marks": is_mark, "cased": is_cased, "case-ignorable": is_case_ignorable}
 
-    planes = range(0x10000)
-    for name, holds in [("marks", is_mark), ("punctuation", is_punctuation),
-                        ("control", lambda c: category(c) in ("Cc", "Cf", "Co")
-                         and chr(c) not in "\t\n\r"),
-                        ("space", lambda c: category(c) in ("Zs", "Zl", "Zp")
-                         or chr(c) in "\t\n\r")]:
-        members = [c for c in planes if holds(c)]
-        print(f"{name:12} {len(members):6} 0x{fingerprint(members):016X}")
-    folded = [x for c in planes for x in [c] + folded_here(c) if folded_here(c) != [c]]
-    print(f"{'folds':12} {len(folded):6} 0x{fingerprint(folded):016X}")
-    lowered = [x for c in planes for x in (c, lowered_here(c)) if lowered_here(c) != c]
-    print(f"{'capitals':12} {len(lowered):6} 0x{fingerprint(lowered):016X}")
+
+def main():
+    for name, holds in CLASSES.items():
+        shown = ranges(lambda c: holds(c) and (name != "case-ignorable" or not is_mark(c)))
+        print_table(name, ["{{0x{:X}, 0x{:X}}}".format(*r) for r in shown])
+    run = "{{0x{:X}, {}, {}, 0x{:X}, {}}}".format
+    lowered = {c: lower_case(c) for c in POINTS if lower_case(c) != c}
+    print_table("capitals", [run(*r) for r in runs(lowered)])
+    print_table("base letters", [run(*r) for r in runs(base_letters())])
+    print_table("splits", ["{{0x{:X}, 0x{:X}, 0x{:X}}}".format(*s) for s in splits()])
+    for block in COMPATIBILITY:
+        print_string(f"from {block[0]:X} on", [fold(c)[0] for c in block])
+
+    for name, holds in CLASSES.items():
+        members = [c for c in POINTS if holds(c)]
+        print(f"{name:14} {len(members):6} 0x{fingerprint(members):016X}")
+    for name, change in [("folds", fold), ("capitals", lambda c: [lower_case(c)])]:
+        changes = [x for c in POINTS if change(c) != [c] for x in [c] + change(c)]
+        print(f"{name:14} {len(changes):6} 0x{fingerprint(changes):016X}")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Prints the table of tests/test_tokenizer.cpp: what BERT's tokenizers make of awkward texts.
+"""Prints the table of tests/test_tokenizer.cpp: what BERT's tokenizer makes of awkward texts.
 
-    python3 tests/reference/wordpiece_ids.py          (needs transformers; the table has 5.23's ids)
+    python3 tests/reference/wordpiece_ids.py          (Python 3.11: its Unicode 14 is the header's)
+    python3 tests/reference/wordpiece_ids.py --transformers
 
-Every text goes through the tokenizer written in Python ("slow") and the one in Rust ("fast"). Where
-they disagree, the table has the ids of the fast one, and both are printed to stderr: the slow one
-composes cased text (NFC) first, which BERT's own did not; it drops points that Unicode does not
-assign; and to it a capital sigma at the end of a word is the sigma of the end of a word.
+The rules are those of google-research/bert, tokenization.py, written again with nothing but
+Python's own Unicode data. With --transformers, each row where the tokenizer of transformers (the
+one in Rust, 5.23) has other ids goes to stderr: it drops private use, makes every capital sigma
+U+03C3, and has the classes of an older Unicode.
 """
 import sys
 import tempfile
-import textwrap
+import unicodedata
 
-from transformers import BertTokenizer
-from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
+LONGEST_WORD = 200
 
 WORDS = """[PAD] [UNK] [CLS] [SEP] [MASK]
 a b c d e i k n o s u z ##a ##b ##c ##d ##e ##n ##s ##z
@@ -24,7 +24,9 @@ e\u0301 caf\u00e9 caf cafe Cafe \u00c9 H Hello HELLO Un \u0130 \u0131 ##\u0307
 \u0438 \u0439 ##\u0438
 \u4e2d \u56fd \u6587 ##\u6587 \u3042 ##\u3044 \u304b \u304c \u30a2 \u1112 ##\u1161 ##\u11ab \ud55c
 \u0928\u092e ##\u0938 ##\u0924 \u05e9 ##\u05dc ##\u05d5 \u0e2a \U0001f600 ##\U0001f600 \u00bd \u2082
-\ufb01 \uff21 \uff41 ##\uff42 \u20ac \u00a9 \u2122 ##\u0301 a##b [unused0] \U00020000""".split()
+\ufb01 \uff21 \uff41 ##\uff42 \u20ac \u00a9 \u2122 ##\u0301 a##b [unused0] \U00020000
+\u03b4\u03bf\u03c2 \u03b1 ##\u03b1 ##\u03bf \u8c48 \ue000 ##\ue000 \ua641 \u0627 \u05e9\u05e9
+\U00010428 ##\U00010428 \u09c7 ##\u09be \U0001d158 ##\U0001d165 \u4e3d""".split()
 
 TEXTS = [
     "", " ", "\t\n\r\n", "a", "unaffable", "unwanted running", "UNwanted\u00e9,running",
@@ -41,6 +43,13 @@ TEXTS = [
     # Greek, Cyrillic
     "\u03c3", "\u03c2", "\u03a3", "\u03b4\u03bf\u03c3", "\u03b4\u03bf\u03c2", "\u0394\u039f\u03a3",
     "\u0439", "\u0419", "\u0438\u0306", "\u0410\u0418",
+    # the capital sigma: the end of a word, and what is looked through
+    "\u0394\u039f\u03a3.", "\u0394\u039f\u03a3,a", "\u03a3\u03a3", "a\u03a3 \u03a3a",
+    "a\u03a3\u03a3", "a\u0301\u03a3\u0301", "a\u03a3\u0301a", "a'\u03a3", "a\u03a3'",
+    "a\u03a3'a", "a\u03a3-a", "a-\u03a3", "1\u03a3", "a1\u03a3", "a.\u03a3", "a\u00ad\u03a3\u200b",
+    "a\ufffd\u03a3\x00a", "\u4e2d\u03a3", "a\u4e2d\u03a3", "a\u03a3\u4e2d", "a\u03a3\u3042",
+    "\u0391\u03a3\ua640", "\u02b0\u03a3", "a\u03a3\u02b0", "a\u03a3\U00010400",
+    "\U00010400\u03a3\U000e0100",
     # Chinese, Japanese, Korean
     "\u4e2d\u56fd", "a\u4e2db", "\u4e2d\u0301\u56fd", "\u6587\u6587", "\u3042\u3044", "\u304c",
     "\u304b\u3099", "\u30a2",
@@ -49,11 +58,16 @@ TEXTS = [
     # other scripts
     "\u0928\u092e\u0938\u094d\u0924", "\u05e9\u05dc\u05d5", "\u05e9\u05c1\u05dc\u05b8\u05d5",
     "\u0e2a\u0e31",
+    # capitals, accents and marks that few tables have
+    "\ua640", "\ufb49\u05e9", "\ufb2a", "\U00010400\U00010428", "\u09cb", "\U0001d15e",
+    "\U0001d160", "\uf900", "\u8c48\uf900", "\U0002f800", "a\U00011046b", "a\U0001e000b",
+    "a\U00011047b",
     # control and format characters
     "a\x00b", "a\ufffdb", "a\u200bb", "a\u00adb", "a\u200db", "a\ufeffb", "a\x7fb", "a\x85b",
     "a\x0bb",
     "a\x0cb", "a\x1cb", "a\u2060b", "a\u061cb", "a\ue000b", "a\U000e0041b", "a\U000f0000b",
     "\ufe0f",
+    "\ue000", "a\ue000\ue000", "a\U0010fffdb", "a\U000110bdb", "a\U000e0001b",
     # white space
     "a\u00a0b", "a\u2003b", "a\u3000b", "a\u2028b", "a\u2029b", "a\u202fb", "a\u1680b", "a\u205fb",
     "a\u180eb",
@@ -81,33 +95,94 @@ def literal(text):
     return f'"{out}"' + ("s" if "\0" in text else "")
 
 
-def ids(tokenizer, text):
-    return tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+def is_text(c):
+    """Not NUL, not U+FFFD, not a control or format character; tab and line ends are space."""
+    return c in "\t\n\r" or (c not in "\0\ufffd" and unicodedata.category(c) not in ("Cc", "Cf"))
 
 
-def main():
-    words = list(dict.fromkeys(WORDS))
+def is_chinese(c):
+    blocks = ("\u3400\u4dbf \u4e00\u9fff \uf900\ufaff \U00020000\U0002a6df \U0002a700\U0002b73f "
+              "\U0002b740\U0002b81f \U0002b820\U0002ceaf \U0002f800\U0002fa1f")
+    return any(first <= c <= last for first, last in blocks.split())
+
+
+def is_punctuation(c):
+    """What Unicode says, and of ASCII all that is printed but letters and digits."""
+    is_ascii_sign = "!" <= c <= "~" and not c.isalnum()
+    return is_ascii_sign or unicodedata.category(c).startswith("P")
+
+
+def alone(text, is_alone):
+    """The text with spaces around some characters."""
+    return "".join(f" {c} " if is_alone(c) else c for c in text)
+
+
+def plain(word):
+    """Lower case, where a sigma sees the whole word, then without accents."""
+    letters = unicodedata.normalize("NFD", word.lower())
+    return "".join(c for c in letters if unicodedata.category(c) != "Mn")
+
+
+def words_of(text, is_cased):
+    """What stands between spaces, Chinese characters and punctuation being words themselves."""
+    for word in alone(filter(is_text, text), is_chinese).split():
+        yield from alone(word if is_cased else plain(word), is_punctuation).split()
+
+
+def pieces_of(word, vocabulary):
+    """From the left the longest that the vocabulary has; one unknown if any part is not in it."""
+    found, begin = [], 0
+    while begin < len(word) <= LONGEST_WORD:
+        pieces = ["##" * (begin > 0) + word[begin:end] for end in range(begin + 1, len(word) + 1)]
+        longest = max((n for n, piece in enumerate(pieces, 1) if piece in vocabulary), default=0)
+        if longest == 0:
+            break
+        found.append(vocabulary[pieces[longest - 1]])
+        begin += longest
+    return found if begin == len(word) else [vocabulary["[UNK]"]]
+
+
+def ids_of(text, vocabulary, is_cased):
+    return [i for word in words_of(text, is_cased) for i in pieces_of(word, vocabulary)]
+
+
+def transformers_ids(words):
+    """Functions from a text to its ids, uncased and cased, of the tokenizer in Rust."""
+    from transformers import BertTokenizer
     with tempfile.TemporaryDirectory() as folder:
         path = folder + "/vocab.txt"
         with open(path, "w", encoding="utf-8") as file:
             file.write("".join(word + "\n" for word in words))
-        pairs = []
-        for cased in (False, True):
-            pairs.append((BertTokenizerLegacy(path, do_lower_case=not cased, special_tokens_map={}),
-                          BertTokenizer(path, do_lower_case=not cased)))
-    print("words:")
-    print(textwrap.fill(", ".join(literal(word) for word in words), 96, break_long_words=False,
-                        break_on_hyphens=False))
-    print("table:")
+        pair = [BertTokenizer(path, do_lower_case=not is_cased) for is_cased in (False, True)]
+    return [lambda text, t=t: t.convert_tokens_to_ids(t.tokenize(text)) for t in pair]
+
+
+def print_filled(name, entries):
+    print(f"{name}:")
+    line = "   "
+    for entry in entries:
+        if len(line) + len(entry) + 2 > 100:
+            print(line)
+            line = "   "
+        line += f" {entry},"
+    print(line.rstrip(",") + "};")
+
+
+def main():
+    words = list(dict.fromkeys(WORDS))
+    vocabulary = {word: i for i, word in enumerate(words)}
+    other = transformers_ids(words) if "--transformers" in sys.argv else []
+    rows = []
     for text in TEXTS:
-        row = []
-        for case, (slow, fast) in zip(("uncased", "cased"), pairs):
-            row.append(ids(fast, text))
-            if ids(slow, text) != row[-1]:
-                print(f"{case} {literal(text)}: slow {ids(slow, text)}, fast {row[-1]}",
+        row = [ids_of(text, vocabulary, is_cased) for is_cased in (False, True)]
+        for case, ours, theirs in zip(("uncased", "cased"), row, other):
+            if theirs(text) != ours:
+                print(f"{case} {literal(text)}: {ours}, transformers {theirs(text)}",
                       file=sys.stderr)
         lists = ["{" + ", ".join(map(str, r)) + "}" for r in row]
-        print("    {" + ", ".join([literal(text)] + lists) + "},")
+        rows.append("{" + ", ".join([literal(text)] + lists) + "}")
+    print_filled("words", [literal(word) for word in words])
+    print_filled("cases", rows)
 
 
 if __name__ == "__main__":
