@@ -272,7 +272,7 @@ inline PaperTable ablations(const VisionRows& make) {
   const PaperFigure shared_norm[] = {{76.3, "29M", true}, {78.3, "40M", true}, {76.6, "63M", true}};
   const PaperFigure dense[] = {{unknown, "9M", true, "NaN"}, {76.9, "15M", true},
                                {79.0, "23M", true}};
-  const PaperFigure unshared[] = {{77.9, "128M"}, {77.4, "406M"},
+  const PaperFigure unshared[] = {{77.9, "128M", true}, {77.4, "406M", true},
                                   {unknown, "", false, "out of memory"}};
   PaperTable t;
   t.id = "e", t.title = "What WideNet is made of";
@@ -293,8 +293,8 @@ inline PaperTable ablations(const VisionRows& make) {
     t.claims.push_back({"WideNet " + sizes[i], "shared norms, " + sizes[i]});
     t.claims.push_back({"WideNet " + sizes[i], "no experts, " + sizes[i]});
   }
-  t.claims.push_back({"no sharing, small", "WideNet small", 0.4});
-  t.claims.push_back({"WideNet medium", "no sharing, medium", 2.1});
+  t.claims.push_back({"no sharing, small", "WideNet small"});
+  t.claims.push_back({"WideNet medium", "no sharing, medium"});
   t.paper_title = "paper, top-1 %";
   return t;
 }
