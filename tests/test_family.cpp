@@ -165,7 +165,7 @@ double remaining_loss(const Model& model) {
 
 TEST_CASE("presets: the models of the paper for images, field by field") {
   struct Row {
-    const char* name;
+    std::string name;
     Index D, blocks, heads, dense, experts, expert, moe_blocks;  // dense, expert: F
     Pooling pooling;
   };
@@ -213,7 +213,7 @@ TEST_CASE("presets: the models of the paper for images, field by field") {
 
 TEST_CASE("presets: the models of the paper for text, field by field") {
   struct Row {
-    const char* name;
+    std::string name;
     Index experts;
     bool is_shared, shares_norms, is_pre_norm;
   };
