@@ -53,6 +53,7 @@ struct Options {
   std::string data = "data/digits", out = "build/train_vision";
   std::string recipe_name = "toy", preset = "widenet_b", start, optimizer, decay;
   bool paper_size = false, no_sharing = false, share_layer_norm = false, resume = false;
+  bool no_flip = false, no_mixup = false;
   Index classes = 10, side = 0, patch = 0, held_out = 0;
   Index blocks = 0, hidden = 0, experts = 0, top_k = 0, moe_blocks = 0, groups = 0;
   bool no_experts = false;
@@ -117,13 +118,22 @@ support::CommandLine command_line(Options& o) {
       .add("--lambda", r.balance_weight, "weight of the balance loss")
       .add("--crop", r.augmentation.smallest_crop, "smallest fraction of an image; 1: no crop")
       .add("--flip", r.augmentation.flips, "flip one image in two")
+      .add("--no-flip", o.no_flip, "flip none, whatever the recipe")
       .add("--mixup", r.augmentation.mixes, "mix pairs of images")
+      .add("--no-mixup", o.no_mixup, "mix none, whatever the recipe")
       .add("--randaugment", r.augmentation.rand_augment.layers, "operations of RandAugment", 0)
       .add("--magnitude", r.augmentation.rand_augment.magnitude, "their magnitude")
       .add("--seed", o.seed, "seed of everything random")
       .add("--save-every", o.save_every, "save after so many steps, too", 0)
       .add("--resume", o.resume, "go on where a run was stopped");
   return line;
+}
+
+/// What the recipe does to images and the options do not want. Digits should not be flipped.
+void switch_off(Options& o) {
+  support::Augmentation& a = o.recipe.augmentation;
+  a.flips = a.flips && !o.no_flip;
+  a.mixes = a.mixes && !o.no_mixup;
 }
 
 /// The model that the options ask for, for these images.
@@ -427,6 +437,7 @@ int main(int argc, char** argv) {
     const support::CommandLine line = command_line(options);
     if (argc > 1 && line.parse(argc, argv)) {
       options.paper_size = options.paper_size && options.preset != "toy";
+      switch_off(options);
       return run(options);
     }
     std::cout << line.usage();

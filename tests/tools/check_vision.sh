@@ -37,9 +37,62 @@ for preset in toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h;
   works $preset --preset $preset
   said $preset "test images are read correctly"
 done
+
+# The recipes: what the checkpoint says of them is what the paper has.
+noted() {
+  local out=$1
+  shift
+  for setting in "$@"; do
+    head -c 8192 "$folder/$out/model.safetensors" | tr -d '\\' | grep -aqF -- "$setting" ||
+      fail "the checkpoint of $out does not have $setting"
+  done
+}
+defaults() {
+  ${RUN:-} build/examples/train_vision --recipe $1 --help > "$folder/help.txt" ||
+    fail "--help fails"
+  shift
+  for line in "$@"; do said help "$line"; done
+}
 for recipe in toy imagenet cifar10_finetune cifar10_scratch; do
   works $recipe --recipe $recipe --preset toy
 done
+noted imagenet '"optimizer": "lamb",' '"rate": 0.01,' '"end_rate": 1e-05,' '"decay": "linear",' \
+  '"weight_decay": 0.1,' '"clip": 1,' '"smoothing": 0.1,' '"lambda": 0.01,' '"crop": 0.05,' \
+  '"flip": true,' '"mixup": true,' '"randaugment": 2,' '"magnitude": 15}' lamb.m.head.weight \
+  '"dropout":0.10000000000000001,' '"capacity_numerator":6,"capacity_denominator":5,' \
+  '"experts":4,"top_k":2,'
+noted cifar10_finetune '"optimizer": "sgd",' '"momentum": 0.9,' '"rate": 0.03,' \
+  '"decay": "cosine",' '"clip": 1,' sgd.m.head.weight
+noted cifar10_scratch '"optimizer": "lamb",' '"rate": 0.001,' '"weight_decay": 0.001,' \
+  lamb.m.head.weight '"capacity_numerator":6,"capacity_denominator":5,' '"experts":4,"top_k":2,'
+defaults imagenet "images of a step (4096)" "unless steps are given (300)" "of the steps (30)"
+defaults cifar10_finetune "images of a step (512)" "unless steps are given (100)"
+defaults cifar10_scratch "images of a step (256)"
+
+# Of 20 steps the warm-up takes a tenth: 1e-5, ..., 0.01, and down in a straight line.
+works rates --recipe imagenet --preset toy --steps 20
+sed -E 's/.*"rate": ([^,]*),.*/\1/' "$folder/rates/metrics.jsonl" | awk '
+  { wanted = NR < 4 ? 1e-5 + 0.00999 * (NR - 1) / 2 : 0.01 - 0.00999 * (NR - 3) / 18
+    if ($1 > wanted + 1e-9 || $1 < wanted - 1e-9) exit 1 }
+  END { if (NR != 20) exit 1 }' || fail "other rates than those of the recipe"
+
+# Whatever is changed about a recipe changes the losses: all of it is used.
+losses() { sed -E 's/.*"loss": ([^,]*),.*/\1/' "$folder/$1/metrics.jsonl"; }
+differs() {
+  works changed --preset toy --recipe "$@"
+  [ "$(losses changed)" != "$(losses $1)" ] || fail "$2 changes nothing about $1"
+}
+works again --preset toy --recipe imagenet
+[ "$(losses again)" = "$(losses imagenet)" ] || fail "the same run has other losses"
+for change in "--optimizer adamw" "--rate 0.02" "--end-rate 0.001" "--decay cosine" --no-flip \
+  "--weight-decay 0" "--clip 0.1" "--dropout 0" "--smoothing 0" "--lambda 1" "--crop 1" \
+  --no-mixup "--randaugment 0" "--magnitude 5"; do
+  differs imagenet $change
+done
+differs cifar10_finetune --momentum 0
+noted changed '"momentum": 0,'
+works plain --recipe imagenet --preset toy --flip --mixup --no-flip --no-mixup
+noted plain '"flip": false,' '"mixup": false,' '"randaugment": 2,'
 works ten --data "$folder/ten" --randaugment 2 --flip --mixup --micro-batches 2 --steps 20
 said ten "learns from 40 images of 10 classes."
 said ten "100.00 % of 2 test images"
@@ -58,6 +111,8 @@ tests/tools/check_resume.sh train_vision --held-out 200 --optimizer lamb --rate 
 
 ${RUN:-} build/examples/train_vision --help > "$folder/help.txt" || fail "--help fails"
 said help "--preset"
+said help "--no-flip"
+said help "--no-mixup"
 fails preset --preset vit
 said preset "must be one of toy vit_b vit_l vit_moe_b vit_moe_l widenet_b widenet_l widenet_h"
 fails recipe --recipe none
