@@ -396,23 +396,23 @@ int pretrain(const Options& o) {
           ? support::parse_documents(support::toy_text(num_toy_documents, wn::Rng(0)), tokenizer,
                                      "the toy language")
           : support::read_documents(o.text, tokenizer);
-  std::vector<support::SegmentPair> pairs =
-      support::segment_pairs(documents, o.recipe.tokens, tokenizer, rng);
+  std::vector<support::Passage> passages =
+      support::gather_passages(documents, o.recipe.tokens, tokenizer, rng);
   // The last twentieth is held out; what a batch lacks is filled from before.
-  const std::size_t num_held_out = std::max<std::size_t>(pairs.size() / 20,
+  const std::size_t num_held_out = std::max<std::size_t>(passages.size() / 20,
                                                          static_cast<std::size_t>(o.recipe.batch));
   wn::require<wn::ValueError>(
-      pairs.size() >= num_held_out + static_cast<std::size_t>(o.recipe.batch),
-      "train_language: the text must give two batches of ", o.recipe.batch, " pairs; got ",
-      pairs.size(), "; hint: a longer text, or a smaller --batch or --length");
-  const std::vector<support::SegmentPair> held_out(
-      pairs.end() - static_cast<wn::Index>(num_held_out), pairs.end());
-  pairs.resize(pairs.size() - num_held_out);
+      passages.size() >= num_held_out + static_cast<std::size_t>(o.recipe.batch),
+      "train_language: the text must give two batches of ", o.recipe.batch, " passages; got ",
+      passages.size(), "; hint: a longer text, or a smaller --batch or --length");
+  const std::vector<support::Passage> held_out(
+      passages.end() - static_cast<wn::Index>(num_held_out), passages.end());
+  passages.resize(passages.size() - num_held_out);
 
   const Model model = model_for(o, tokenizer, 2);
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
-       std::to_string(documents.size()) + " documents, cut into " + std::to_string(pairs.size()) +
-       " pairs of segments.");
+       std::to_string(documents.size()) + " documents, cut into " +
+       std::to_string(passages.size()) + " passages of two segments.");
   const support::MaskOptions mask;
   const support::MaskedBatch watched = support::masked_batch_of_step(
       held_out, std::min(num_watched, o.recipe.batch), tokenizer, mask, wn::Rng(o.seed + 1), 0);
@@ -421,7 +421,7 @@ int pretrain(const Options& o) {
   }};
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step, wn::Index part) {
     const support::MaskedBatch batch = support::masked_batch_of_step(
-        pairs, o.recipe.batch, tokenizer, mask, rng, step, part, o.micro_batches);
+        passages, o.recipe.batch, tokenizer, mask, rng, step, part, o.micro_batches);
     return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step, part}));
   }, watch);
   if (!is_finished) return 0;
