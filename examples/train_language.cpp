@@ -102,7 +102,8 @@ support::CommandLine command_line(Options& o) {
       .add("--capacity", o.capacity, "capacity factor, to a hundredth; 0: the recipe's")
       .add("--dropout", r.dropout, "fraction dropped")
       .add("--lambda", r.balance_weight, "weight of the balance loss")
-      .add("--stride", o.stride, "SQuAD: tokens from window to window; 0: a third of --length", 0)
+      .add("--stride", o.stride, "SQuAD: tokens to the next window; 0: --length / 3, at most 128",
+           0)
       .add("--seed", o.seed, "seed of everything random")
       .add("--save-every", o.save_every, "save after so many steps, too", 0)
       .add("--resume", o.resume, "go on where the run in --out stopped, or evaluate again");
@@ -215,16 +216,24 @@ double dropped_fraction(const wn::LanguageOutput<float>& out) {
   return dropped;
 }
 
+/// What both optimisers have: for LAMB as in the paper's recipe for images, for AdamW our own.
+wn::LAMBOptions adam_options(const Options& o) {
+  if (o.optimizer == "lamb") return {0.9, 0.999, 1e-6, o.weight_decay};
+  return {0.9, 0.99, 1e-8, o.weight_decay};
+}
+
 /// All settings that decide the bits of a run, besides the configuration and the seed.
 std::string fingerprint(const Options& o) {
   const support::LanguageRecipe& r = o.recipe;
+  const wn::LAMBOptions adam = adam_options(o);
   return support::JsonLine()
       .add("task", o.task).add("text", o.text).add("train", o.training).add("vocab", o.vocabulary)
       .add("cased", o.is_cased).add("start", o.start).add("steps", r.steps).add("warmup", r.warmup)
       .add("batch", r.batch).add("micro_batches", o.micro_batches).add("length", r.tokens)
       .add("optimizer", o.optimizer).add("rate", r.learning_rate)
-      .add("weight_decay", o.weight_decay).add("lambda", r.balance_weight).add("stride", o.stride)
-      .text();
+      .add("beta1", adam.beta1).add("beta2", adam.beta2).add("eps", adam.eps)
+      .add("weight_decay", adam.weight_decay).add("lambda", r.balance_weight)
+      .add("stride", o.stride).text();
 }
 
 /// What one step did, the mean over its micro-batches.
@@ -320,17 +329,25 @@ bool train_with(Optimizer&& optimizer, const Options& o, const Model& model,
 bool train(const Options& o, const Model& model, const Objective& objective, const Watch& watch) {
   support::print_warnings(model.config().encoder);
   const std::vector<wn::Parameter<float>>& parameters = model.parameters();
-  if (o.optimizer == "lamb") {
-    const wn::LAMBOptions options{0.9, 0.999, 1e-6, o.weight_decay};
-    return train_with(wn::LAMB<float>(parameters, 0, options), o, model, objective, watch);
-  }
-  const wn::AdamWOptions options{0.9, 0.99, 1e-8, o.weight_decay};
+  const wn::LAMBOptions adam = adam_options(o);
+  if (o.optimizer == "lamb")
+    return train_with(wn::LAMB<float>(parameters, 0, adam), o, model, objective, watch);
+  const wn::AdamWOptions options{adam.beta1, adam.beta2, adam.eps, adam.weight_decay};
   return train_with(wn::AdamW<float>(parameters, 0, options), o, model, objective, watch);
 }
 
 std::string percent(double fraction) { return support::fixed(100 * fraction, 2) + " %"; }
 
 void tell(const std::string& what) { std::cout << what << std::endl; }
+
+/// Says what was done with some examples of a file: the first ten reports, and how many more.
+void warn(const std::string& what_was_done, const std::vector<std::string>& reports,
+          const std::string& path) {
+  for (std::size_t i = 0; i < reports.size() && i < 10; ++i)
+    std::cerr << what_was_done << ": " << reports[i] << '\n';
+  if (reports.size() > 10)
+    std::cerr << what_was_done << ": " << reports.size() - 10 << " more of " << path << '\n';
+}
 
 /// What a report calls a model.
 std::string kind_of(const wn::EncoderConfig& e) {
@@ -398,23 +415,23 @@ int pretrain(const Options& o) {
           ? support::parse_documents(support::toy_text(num_toy_documents, wn::Rng(0)), tokenizer,
                                      "the toy language")
           : support::read_documents(o.text, tokenizer);
-  std::vector<support::SegmentPair> pairs =
-      support::segment_pairs(documents, o.recipe.tokens, tokenizer, rng);
+  std::vector<support::Passage> passages =
+      support::gather_passages(documents, o.recipe.tokens, tokenizer, rng);
   // The last twentieth is held out; what a batch lacks is filled from before.
-  const std::size_t num_held_out = std::max<std::size_t>(pairs.size() / 20,
+  const std::size_t num_held_out = std::max<std::size_t>(passages.size() / 20,
                                                          static_cast<std::size_t>(o.recipe.batch));
   wn::require<wn::ValueError>(
-      pairs.size() >= num_held_out + static_cast<std::size_t>(o.recipe.batch),
-      "train_language: the text must give two batches of ", o.recipe.batch, " pairs; got ",
-      pairs.size(), "; hint: a longer text, or a smaller --batch or --length");
-  const std::vector<support::SegmentPair> held_out(
-      pairs.end() - static_cast<wn::Index>(num_held_out), pairs.end());
-  pairs.resize(pairs.size() - num_held_out);
+      passages.size() >= num_held_out + static_cast<std::size_t>(o.recipe.batch),
+      "train_language: the text must give two batches of ", o.recipe.batch, " passages; got ",
+      passages.size(), "; hint: a longer text, or a smaller --batch or --length");
+  const std::vector<support::Passage> held_out(
+      passages.end() - static_cast<wn::Index>(num_held_out), passages.end());
+  passages.resize(passages.size() - num_held_out);
 
   const Model model = model_for(o, tokenizer, 2);
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
-       std::to_string(documents.size()) + " documents, cut into " + std::to_string(pairs.size()) +
-       " pairs of segments.");
+       std::to_string(documents.size()) + " documents, cut into " +
+       std::to_string(passages.size()) + " passages of two segments.");
   const support::MaskOptions mask;
   const support::MaskedBatch watched = support::masked_batch_of_step(
       held_out, std::min(num_watched, o.recipe.batch), tokenizer, mask, wn::Rng(o.seed + 1), 0);
@@ -423,7 +440,7 @@ int pretrain(const Options& o) {
   }};
   const bool is_finished = train(o, model, [&](const Model& m, wn::Index step, wn::Index part) {
     const support::MaskedBatch batch = support::masked_batch_of_step(
-        pairs, o.recipe.batch, tokenizer, mask, rng, step, part, o.micro_batches);
+        passages, o.recipe.batch, tokenizer, mask, rng, step, part, o.micro_batches);
     return pretraining_step(m, batch, m.forward(batch.batch, wn::Training{rng, step, part}));
   }, watch);
   if (!is_finished) return 0;
@@ -458,10 +475,7 @@ constexpr wn::Index num_toy_training = 12000, num_toy_testing = 1000;
 
 support::SentenceFile sentences(const support::GlueTask& task, const std::string& path) {
   support::SentenceFile file = support::read_sentences(task, path);
-  for (std::size_t i = 0; i < file.bad_rows.size() && i < 10; ++i)
-    std::cerr << "left out: " << file.bad_rows[i] << '\n';
-  if (file.bad_rows.size() > 10)
-    std::cerr << "left out: " << file.bad_rows.size() - 10 << " more rows of " << path << '\n';
+  warn("left out", file.bad_rows, path);
   return file;
 }
 
@@ -597,9 +611,10 @@ int classify(const Options& o) {
 
 // QUESTIONS ---------------------------------------------------------------------------------------
 
-support::SquadData questions(const std::string& path) {
+support::SquadData questions(const std::string& path, const std::string& misplaced_are) {
   support::SquadData data = support::read_squad(path);
-  for (const std::string& bad : data.bad_questions) std::cerr << "left out: " << bad << '\n';
+  warn("left out", data.bad_questions, path);
+  warn(misplaced_are, data.misplaced, path);
   return data;
 }
 
@@ -620,17 +635,22 @@ wn::Tensor<float> span_loss(const wn::Tensor<float>& logits,
 
 int answer(const Options& o) {
   const support::Tokenizer tokenizer = tokenizer_for(o);
-  const support::SquadData training = questions(o.training), testing = questions(o.testing);
+  const support::SquadData training = questions(o.training, "not learned from");
+  const support::SquadData testing = questions(o.testing, "scored by its texts");
   support::SquadOptions options;
   options.max_tokens = o.recipe.tokens;
-  options.stride = o.stride > 0 ? o.stride : o.recipe.tokens / 3;
+  options.stride = o.stride > 0 ? o.stride : std::min(options.stride, o.recipe.tokens / 3);
   options.question_tokens = std::min<wn::Index>(options.question_tokens, o.recipe.tokens / 2);
   std::vector<support::SquadWindow> windows;
-  for (std::size_t q = 0; q < training.questions.size(); ++q)
+  wn::Index num_learned = 0;
+  for (std::size_t q = 0; q < training.questions.size(); ++q) {
+    if (!support::can_be_learned(training.questions[q])) continue;
+    ++num_learned;
     for (support::SquadWindow& window : support::squad_windows(training, q, tokenizer, options)) {
       window.pieces = {}, window.is_best = {};  // training does without
       windows.push_back(std::move(window));
     }
+  }
   bool may_be_impossible = false;
   for (const support::SquadQuestion& question : testing.questions)
     may_be_impossible = may_be_impossible || question.answers.empty();
@@ -638,8 +658,8 @@ int answer(const Options& o) {
   const wn::Rng rng(o.seed);
   const Model model = model_for(o, tokenizer, 2);
   tell("A model with " + std::to_string(model.num_parameters()) + " parameters learns from " +
-       std::to_string(training.questions.size()) + " questions in " +
-       std::to_string(windows.size()) + " windows.");
+       std::to_string(num_learned) + " questions in " + std::to_string(windows.size()) +
+       " windows.");
   std::vector<support::Sequence> watched_parts;
   std::vector<std::int32_t> watched_places;
   const std::size_t most = static_cast<std::size_t>(std::min(num_watched, o.recipe.batch));

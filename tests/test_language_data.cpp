@@ -225,31 +225,66 @@ TEST_SUITE("support: squad") {
     CHECK(data.questions[2].question == "What?");
   }
 
-  TEST_CASE("an answer that does not stand where it should is reported") {
-    const auto bad = [](const std::string& answers) {
-      const SquadData data = parse_squad(
+  TEST_CASE("a first answer that does not stand where it should is reported, not learned from") {
+    const auto with = [](const std::string& answers) {
+      return parse_squad(
           R"({"data": [{"paragraphs": [{"context": "\u00e9t\u00e9", "qas": [{"id": "q", )"
           R"("question": "?", "answers": [)" + answers + "]}]}]}]}", "f");
-      return data.questions.empty() ? data.bad_questions[0] : "no error";
     };
-    CHECK(bad(R"({"text": "t", "answer_start": 1})") == "no error");
-    CHECK(bad(R"({"text": "\u00e9", "answer_start": 2})") == "no error");
-    CHECK(bad(R"({"text": "t", "answer_start": 2})") ==
+    const auto misplaced = [&](const std::string& answers) {
+      const SquadData data = with(answers);
+      REQUIRE(data.questions.size() == 1);
+      CHECK(data.bad_questions.empty());
+      CHECK(data.questions[0].answers.size() == 1);
+      CHECK(can_be_learned(data.questions[0]) == data.misplaced.empty());
+      return data.misplaced.empty() ? "no error" : data.misplaced[0];
+    };
+    CHECK(misplaced(R"({"text": "t", "answer_start": 1})") == "no error");
+    CHECK(misplaced(R"({"text": "\u00e9", "answer_start": 2})") == "no error");
+    CHECK(misplaced(R"({"text": "\u00e9", "answer_start": 0})") == "no error");
+    CHECK(misplaced(R"({"text": "t", "answer_start": 2})") ==
           "f: question q: the answer \"t\" does not stand at 2");
-    CHECK(bad(R"({"text": "\u00e9t", "answer_start": 2})") ==
+    CHECK(misplaced(R"({"text": "\u00e9t", "answer_start": 2})") ==
           "f: question q: the answer \"\u00e9t\" does not stand at 2");
-    CHECK(bad(R"({"text": "t", "answer_start": -1})") ==
+    CHECK(misplaced(R"({"text": "t", "answer_start": -1})") ==
           "f: question q: the answer \"t\" does not stand at -1");
-    CHECK(bad(R"({"text": "t", "answer_start": 9223372036854775807})") ==
+    CHECK(misplaced(R"({"text": "t", "answer_start": 9223372036854775807})") ==
           "f: question q: the answer \"t\" does not stand at 9223372036854775807");
-    CHECK(bad(R"({"text": "", "answer_start": 0})") ==
+    CHECK(misplaced(R"({"text": "", "answer_start": 0})") ==
           "f: question q: the answer \"\" does not stand at 0");
+    const SquadData second = with(
+        R"({"text": "t", "answer_start": 1}, {"text": "\u00e9", "answer_start": 1})");
+    CHECK(second.misplaced.empty());  // only the first is learned from
+    CHECK(second.questions[0].answers.size() == 2);
+    CHECK(can_be_learned(with("").questions[0]));  // no answer is one to learn
     const SquadData twice = parse_squad(
         R"({"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "q", "question": "1", )"
         R"("answers": []}, {"id": "q", "question": "2", "answers": []}]}]}]})", "f");
     CHECK(twice.questions.size() == 1);
     CHECK(twice.bad_questions ==
           std::vector<std::string>{"f: question q: its id has come before"});
+  }
+
+  // The official script reads the texts of the answers, never their places.
+  TEST_CASE("a question with misplaced answers counts in the scores") {
+    const SquadData data = parse_squad(
+        R"({"data": [{"paragraphs": [{"context": "a b c", "qas": [)"
+        R"({"id": "1", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},)"
+        R"({"id": "2", "question": "?", "answers": [{"text": "x", "answer_start": 9},)"
+        R"({"text": "c", "answer_start": 0}]},)"
+        R"({"id": "3", "question": "?", "answers": [{"text": "", "answer_start": 0}]}]}]}]})", "f");
+    CHECK(data.misplaced.size() == 2);
+    const SquadScores all = squad_scores(data, {{"1", "b"}, {"2", "C"}, {"3", ""}});
+    CHECK(all.count == 3);
+    CHECK(all.num_answerable == 3);
+    CHECK(all.exact == 100);
+    const SquadScores one = squad_scores(data, {{"1", "b"}, {"2", "a"}, {"3", "b"}});
+    CHECK(std::fabs(one.exact - 100.0 / 3) < 1e-12);
+    const std::vector<SquadWindow> windows = squad_windows(data, 1, letters(), {20, 9, 64, 30});
+    REQUIRE(windows.size() == 1);
+    CHECK(windows[0].answer_first == 0);  // it is nowhere
+    CHECK(windows[0].answer_last == 0);
+    CHECK(best_answer(data, windows, {flat_logits(windows[0])}, {}, false).text == "a");
   }
 
   TEST_CASE("what is no SQuAD file is refused") {

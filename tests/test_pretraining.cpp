@@ -69,56 +69,104 @@ TEST_SUITE("support: masked words") {
     CHECK(split_sentence({}, 2, t).empty());
   }
 
-  TEST_CASE("segments follow one another, fit, and keep every token that fits") {
+  TEST_CASE("passages follow one another, fit, and keep every token") {
     const Tokenizer t = numbered_words(900);
     std::vector<Document> documents(3);
     for (int s = 0; s < 300; ++s)
       documents[static_cast<std::size_t>(s / 100)].push_back(counting(5 + 3 * s, 3));
-    const std::vector<SegmentPair> pairs = segment_pairs(documents, 21, t, Rng(3));
+    const std::vector<Passage> passages = gather_passages(documents, 21, t, Rng(3));
     std::size_t full = 0;
-    std::set<std::size_t> cuts;
     std::int32_t next = 5;
-    for (const SegmentPair& pair : pairs) {
-      Ids both = pair.first;
-      both.insert(both.end(), pair.second.begin(), pair.second.end());
-      REQUIRE(both.size() <= 18);
-      CHECK(both == counting(next, static_cast<int>(both.size())));  // 18 holds 6 sentences of 3
-      CHECK((pair.first[0] - 5) / 300 == (pair.second.back() - 5) / 300);  // one document
-      CHECK(!pair.second.empty());
-      next += static_cast<std::int32_t>(both.size());
-      if (both.size() == 18) ++full, cuts.insert(pair.first.size());
+    for (const Passage& p : passages) {
+      REQUIRE(p.tokens.size() <= 18);  // six sentences
+      CHECK(p.tokens == counting(next, static_cast<int>(p.tokens.size())));
+      CHECK((p.tokens[0] - 5) / 300 == (p.tokens.back() - 5) / 300);  // one document
+      next += static_cast<std::int32_t>(p.tokens.size());
+      if (p.tokens.size() < 18) continue;
+      ++full;
+      CHECK(p.cuts == std::vector<std::size_t>{3, 6, 9, 12, 15});
     }
     CHECK(next == 905);
-    CHECK(full >= pairs.size() / 2);
-    CHECK(full < pairs.size());
-    CHECK(cuts == std::set<std::size_t>{3, 6, 9, 12, 15});  // between any two sentences
+    CHECK(full >= passages.size() / 2);
+    CHECK(full < passages.size());
+  }
+
+  TEST_CASE("a sentence that does not fit begins the next passage") {
+    const Tokenizer t = numbered_words(4000);
+    const Rng size_rng(7);
+    std::vector<Document> documents(5);
+    std::set<std::int32_t> starts;
+    std::int32_t next = 5;
+    for (Index s = 0; s < 200; ++s) {
+      const int size = 4 + static_cast<int>(size_rng.uniform(s) * 13);  // 4, ..., 16
+      documents[static_cast<std::size_t>(s / 40)].push_back(counting(next, size));
+      starts.insert(next);
+      next += size;
+    }
+    starts.insert(next);
+    const std::vector<Passage> passages = gather_passages(documents, 53, t, Rng(3));
+    std::int32_t begin = 5;
+    std::size_t num_early = 0;  // short on purpose, or the last of a document
+    for (const Passage& p : passages) {
+      const std::int32_t end = begin + static_cast<std::int32_t>(p.tokens.size());
+      REQUIRE(p.tokens.size() <= 50);
+      REQUIRE(p.tokens == counting(begin, end - begin));
+      CHECK(starts.count(begin) == 1);  // begins and ends as a sentence does
+      CHECK(starts.count(end) == 1);
+      std::vector<std::size_t> cuts;
+      for (auto start = starts.upper_bound(begin); *start < end; ++start)
+        cuts.push_back(static_cast<std::size_t>(*start - begin));
+      if (cuts.empty()) cuts.push_back(p.tokens.size() / 2);
+      CHECK(p.cuts == cuts);
+      const auto after = starts.upper_bound(end);
+      if (after == starts.end() || *after - begin <= 50) ++num_early;
+      begin = end;
+    }
+    CHECK(begin == next);  // nothing is lost
+    CHECK(num_early <= passages.size() / 4);
+  }
+
+  TEST_CASE("a passage is cut where two sentences meet, at any of the places alike") {
+    const Passage passage{counting(5, 10), {2, 5, 9}};
+    double counts[10] = {};
+    for (Index i = 0; i < 3000; ++i) {
+      const SegmentPair pair = cut_in_two(passage, Rng(3).at_step(i));
+      Ids both = pair.first;
+      both.insert(both.end(), pair.second.begin(), pair.second.end());
+      REQUIRE(both == passage.tokens);
+      REQUIRE(!pair.second.empty());
+      counts[pair.first.size()] += 1;
+    }
+    check_count(counts[2], 3000, 1.0 / 3);
+    check_count(counts[5], 3000, 1.0 / 3);
+    check_count(counts[9], 3000, 1.0 / 3);
   }
 
   TEST_CASE("one sequence in ten is shorter on purpose") {
     const Tokenizer t = numbered_words(1);
     const std::vector<Document> documents(1, Document(200000, Ids{5}));
-    const std::vector<SegmentPair> pairs = segment_pairs(documents, 13, t, Rng(1));
+    const std::vector<Passage> passages = gather_passages(documents, 13, t, Rng(1));
     double shorter = 0, shortest = 0;
-    for (const SegmentPair& pair : pairs) {
-      shorter += pair.first.size() + pair.second.size() < 10 ? 1 : 0;
-      shortest += pair.first.size() + pair.second.size() == 2 ? 1 : 0;
+    for (const Passage& p : passages) {
+      shorter += p.tokens.size() < 10 ? 1 : 0;
+      shortest += p.tokens.size() == 2 ? 1 : 0;
     }
     // A short length is uniform in 2, ..., 10, so one in nine of them is 10 after all.
-    check_count(shorter, double(pairs.size()), 0.1 * 8 / 9);
-    check_count(shortest, double(pairs.size()), 0.1 / 9);
+    check_count(shorter, double(passages.size()), 0.1 * 8 / 9);
+    check_count(shortest, double(passages.size()), 0.1 / 9);
   }
 
-  TEST_CASE("a lone sentence is cut in its middle; a lone token gives no pair") {
+  TEST_CASE("a lone sentence is cut in its middle; a lone token gives no passage") {
     const Tokenizer t = numbered_words(9);
-    const std::vector<SegmentPair> pairs =
-        segment_pairs({{{5, 6, 7}}, {{8}}}, 9, t, Rng(1));
-    REQUIRE(pairs.size() == 1);
-    CHECK(pairs[0].first == Ids{5});
-    CHECK(pairs[0].second == Ids{6, 7});
-    CHECK(error_of([&] { segment_pairs({{{8}}, {{9}}}, 9, t, Rng(1)); }) ==
-          "widenet: segment_pairs: the documents must give a pair; got 2 documents of one token");
-    CHECK(error_of([&] { segment_pairs({}, 4, t, Rng(1)); }) ==
-          "widenet: segment_pairs: max_tokens must be at least 5; got 4");
+    const std::vector<Passage> passages = gather_passages({{{5, 6, 7}}, {{8}}}, 9, t, Rng(1));
+    REQUIRE(passages.size() == 1);
+    CHECK(passages[0].tokens == Ids{5, 6, 7});
+    CHECK(passages[0].cuts == std::vector<std::size_t>{1});
+    CHECK(error_of([&] { gather_passages({{{8}}, {{9}}}, 9, t, Rng(1)); }) ==
+          "widenet: gather_passages: the documents must give a passage; got 2 documents of one "
+          "token");
+    CHECK(error_of([&] { gather_passages({}, 4, t, Rng(1)); }) ==
+          "widenet: gather_passages: max_tokens must be at least 5; got 4");
   }
 
   TEST_CASE("spans have 1, 2 or 3 words as 6 : 3 : 2, and begin anywhere alike") {
@@ -263,14 +311,15 @@ TEST_SUITE("support: masked words") {
 }
 
 TEST_SUITE("support: masked batches") {
-  TEST_CASE("half of the pairs are swapped, and the label says so") {
+  TEST_CASE("half of the segments are swapped, and the label says so") {
     const Tokenizer t = numbered_words(40);
-    std::vector<SegmentPair> pairs;
-    for (std::int32_t i = 0; i < 20; ++i) pairs.push_back({{5 + 2 * i, 5}, {6 + 2 * i, 6}});
+    std::vector<Passage> passages;
+    for (std::int32_t i = 0; i < 20; ++i)
+      passages.push_back({{5 + 2 * i, 5, 6 + 2 * i, 6}, {2}});
     double swapped = 0, n = 0, changed = 0;
     MaskedBatch before;
     for (Index step = 0; step < 1000; ++step) {
-      const MaskedBatch batch = masked_batch_of_step(pairs, 10, t, {}, Rng(4), step);
+      const MaskedBatch batch = masked_batch_of_step(passages, 10, t, {}, Rng(4), step);
       REQUIRE(batch.order.size() == 10);
       for (std::size_t b = 0; b < 10; ++b) {
         const std::size_t at = b * static_cast<std::size_t>(batch.batch.T);
@@ -293,10 +342,10 @@ TEST_SUITE("support: masked batches") {
 
   TEST_CASE("a batch is a function of the seed and the step") {
     const Tokenizer t = Tokenizer::wordpiece(toy_vocabulary(), true);
-    const std::vector<SegmentPair> pairs =
-        segment_pairs(parse_documents(toy_text(40, Rng(1)), t, "toy"), 32, t, Rng(1));
+    const std::vector<Passage> passages =
+        gather_passages(parse_documents(toy_text(40, Rng(1)), t, "toy"), 32, t, Rng(1));
     const auto batch = [&](std::uint64_t seed, Index step) {
-      return masked_batch_of_step(pairs, 8, t, {}, Rng(seed), step);
+      return masked_batch_of_step(passages, 8, t, {}, Rng(seed), step);
     };
     const MaskedBatch a = batch(1, 3), same = batch(1, 3);
     CHECK(a.batch.token == same.batch.token);
@@ -308,18 +357,19 @@ TEST_SUITE("support: masked batches") {
     CHECK(a.batch.B == 8);
     CHECK(a.batch.T <= 32);
     CHECK(a.batch.type.size() == a.batch.token.size());
-    for (std::size_t i = 0; i < a.places.size(); ++i)
-      CHECK(a.batch.token[std::size_t(a.places[i])] != t.pad);
+    for (const std::int32_t place : a.places)  // none is padding
+      CHECK((a.batch.mask.empty() || a.batch.mask[std::size_t(place)] == 1));
   }
 
   TEST_CASE("the parts of a batch are the batch") {
     const Tokenizer t = Tokenizer::wordpiece(toy_vocabulary(), true);
-    std::vector<SegmentPair> pairs;  // all equally long, so that nothing is padded
-    for (std::int32_t i = 0; i < 12; ++i) pairs.push_back({{5 + i, 6, 7}, {8, 9, 5 + i}});
-    const MaskedBatch whole = masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5);
+    std::vector<Passage> passages;  // all equally long, so that nothing is padded
+    for (std::int32_t i = 0; i < 12; ++i)
+      passages.push_back({{5 + i, 6, 7, 8, 9, 5 + i}, {1, 3, 4}});
+    const MaskedBatch whole = masked_batch_of_step(passages, 6, t, {}, Rng(1), 5);
     MaskedBatch sum;
     for (Index m = 0; m < 3; ++m) {
-      const MaskedBatch part = masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5, m, 3);
+      const MaskedBatch part = masked_batch_of_step(passages, 6, t, {}, Rng(1), 5, m, 3);
       CHECK(part.batch.B == 2);
       for (const std::int32_t place : part.places)
         sum.places.push_back(place + static_cast<std::int32_t>(sum.batch.token.size()));
@@ -334,20 +384,21 @@ TEST_SUITE("support: masked batches") {
     CHECK(sum.places == whole.places);
     CHECK(sum.labels == whole.labels);
     CHECK(sum.order == whole.order);
-    CHECK(error_of([&] { masked_batch_of_step(pairs, 6, t, {}, Rng(1), 5, 0, 4); }) ==
+    CHECK(error_of([&] { masked_batch_of_step(passages, 6, t, {}, Rng(1), 5, 0, 4); }) ==
           "widenet: part_of: there must be a part m of k equal ones; got m = 0, k = 4 of 6");
     CHECK(error_of([&] { part_of(Ids{1, 2}, 2, 2); }) ==
           "widenet: part_of: there must be a part m of k equal ones; got m = 2, k = 2 of 2");
   }
 
-  TEST_CASE("an epoch visits every pair once, the next one in another order") {
+  TEST_CASE("an epoch visits every passage once, the next one in another order") {
     const Tokenizer t = numbered_words(60);
-    std::vector<SegmentPair> pairs;
-    for (std::int32_t i = 0; i < 12; ++i) pairs.push_back({{5 + i}, {5 + i, 30, 31, 32}});
+    std::vector<Passage> passages;
+    for (std::int32_t i = 0; i < 12; ++i)
+      passages.push_back({{5 + i, 5 + i, 30, 31, 5 + i}, {1, 4}});
     const auto visits = [&](Index first_step) {
       Ids seen;
       for (Index step = first_step; step < first_step + 3; ++step) {
-        const MaskedBatch m = masked_batch_of_step(pairs, 4, t, {}, Rng(2), step);
+        const MaskedBatch m = masked_batch_of_step(passages, 4, t, {}, Rng(2), step);
         Ids token = m.batch.token;
         for (std::size_t i = 0; i < m.places.size(); ++i)
           token[std::size_t(m.places[i])] = m.labels[i];
@@ -361,10 +412,10 @@ TEST_SUITE("support: masked batches") {
     std::sort(second.begin(), second.end());
     CHECK(first == counting(5, 12));
     CHECK(second == counting(5, 12));
-    CHECK(error_of([&] { masked_batch_of_step(pairs, 13, t, {}, Rng(2), 0); }) ==
+    CHECK(error_of([&] { masked_batch_of_step(passages, 13, t, {}, Rng(2), 0); }) ==
           "widenet: examples_of_step: the batch size must lie in [1, 12], the number of examples; "
           "got 13");
-    CHECK(error_of([&] { masked_batch_of_step(pairs, 0, t, {}, Rng(2), 0); }) ==
+    CHECK(error_of([&] { masked_batch_of_step(passages, 0, t, {}, Rng(2), 0); }) ==
           "widenet: examples_of_step: the batch size must lie in [1, 12], the number of examples; "
           "got 0");
   }

@@ -60,11 +60,6 @@ inline Rng stream(const Rng& rng, Draw draw) {
   return rng.for_purpose(Purpose::user).at_block(static_cast<Index>(draw));
 }
 
-/// Two segments, the second of which follows the first in a document.
-struct SegmentPair {
-  Ids first, second;
-};
-
 /// Parts of at most `limit` tokens, cut where a word begins; a longer word is cut in its midst.
 inline std::vector<Ids> split_sentence(const Ids& sentence, std::size_t limit,
                                        const Tokenizer& tokenizer) {
@@ -82,60 +77,74 @@ inline std::vector<Ids> split_sentence(const Ids& sentence, std::size_t limit,
   return parts;
 }
 
-/// Cuts documents into pairs for sequences of at most `max_tokens`: sentences are gathered until
-/// they fill a sequence, or in one case of ten a random shorter length, and cut in two between two
-/// sentences chosen at random. A sentence that stays alone is cut in its middle; one longer than
-/// half a sequence is cut into parts before.
+/// Sentences that follow one another in a document, as tokens, and the places where two of them
+/// meet: there it may be cut into two segments.
+struct Passage {
+  Ids tokens;
+  std::vector<std::size_t> cuts;  // before tokens[cut]
+};
+
+/// Cuts documents into passages for sequences of at most `max_tokens`: whole sentences are gathered
+/// until the next one does not fit, or in one case of ten until they reach a random shorter length.
+/// So nothing is lost, but for a token alone, and no end of a segment amid a sentence tells whether
+/// it came first. A sentence that stays alone may be cut in its middle; one longer than half a
+/// sequence is cut into parts before.
 ///
-///   Errors    ValueError if max_tokens < 5; IoError if the documents give no pair
+///   Errors    ValueError if max_tokens < 5; IoError if the documents give no passage
 ///   Source    google-research/albert, create_pretraining_data.py
-///   Differs   there a lone sentence is paired with another document, and a long one loses what
-///             does not fit
-inline std::vector<SegmentPair> segment_pairs(const std::vector<Document>& documents,
-                                              Index max_tokens, const Tokenizer& tokenizer,
-                                              const Rng& rng) {
-  require<ValueError>(max_tokens >= 5, "segment_pairs: max_tokens must be at least 5; got ",
+///   Differs   there sentences are gathered until they are too many, and the longer segment loses
+///             tokens at either end, so that the two may not meet; a short length is drawn for a
+///             whole document; a lone sentence is paired with another document
+inline std::vector<Passage> gather_passages(const std::vector<Document>& documents,
+                                            Index max_tokens, const Tokenizer& tokenizer,
+                                            const Rng& rng) {
+  require<ValueError>(max_tokens >= 5, "gather_passages: max_tokens must be at least 5; got ",
                       max_tokens);
   const std::size_t room = static_cast<std::size_t>(max_tokens - 3);  // [CLS], [SEP], [SEP]
-  const Rng length_rng = stream(rng, Draw::length), cut_rng = stream(rng, Draw::cut);
-  std::vector<SegmentPair> pairs;
+  const Rng length_rng = stream(rng, Draw::length);
   Index draws = 0;
   const auto target = [&] {
     const Index i = draws++;
     if (length_rng.uniform(2 * i) >= 0.1) return room;
     return 2 + static_cast<std::size_t>(length_rng.uniform(2 * i + 1) * double(room - 1));
   };
+  std::vector<Passage> passages;
   for (const Document& document : documents) {
-    std::vector<Ids> sentences, chunk;
+    std::vector<Ids> sentences;
     for (const Ids& sentence : document)
-      for (Ids& part : split_sentence(sentence, std::max<std::size_t>(1, room / 2), tokenizer))
+      for (Ids& part : split_sentence(sentence, room / 2, tokenizer))
         sentences.push_back(std::move(part));
-    std::size_t length = 0, enough = target();
+    Passage passage;
+    std::size_t enough = target();
     for (std::size_t i = 0; i < sentences.size(); ++i) {
-      chunk.push_back(sentences[i]);
-      length += sentences[i].size();
-      if (length < enough && i + 1 < sentences.size()) continue;
-      SegmentPair pair;
-      if (chunk.size() == 1) {
-        const auto middle = chunk[0].begin() + static_cast<Index>(chunk[0].size() / 2);
-        pair = {{chunk[0].begin(), middle}, {middle, chunk[0].end()}};
-      } else {
-        const double u = cut_rng.uniform(static_cast<Index>(pairs.size()));
-        const std::size_t cut = 1 + static_cast<std::size_t>(u * double(chunk.size() - 1));
-        for (std::size_t s = 0; s < chunk.size(); ++s) {
-          Ids& side = s < cut ? pair.first : pair.second;
-          side.insert(side.end(), chunk[s].begin(), chunk[s].end());
-        }
-      }
-      truncate_pair(pair.first, pair.second, room);
-      if (!pair.first.empty() && !pair.second.empty()) pairs.push_back(std::move(pair));
-      chunk.clear();
-      length = 0, enough = target();
+      Ids& tokens = passage.tokens;
+      if (!tokens.empty()) passage.cuts.push_back(tokens.size());
+      tokens.insert(tokens.end(), sentences[i].begin(), sentences[i].end());
+      const bool is_last = i + 1 == sentences.size();
+      if (!is_last && tokens.size() < enough && tokens.size() + sentences[i + 1].size() <= room)
+        continue;
+      if (passage.cuts.empty()) passage.cuts.push_back(tokens.size() / 2);
+      if (tokens.size() > 1) passages.push_back(std::move(passage));
+      passage = {};
+      enough = target();
     }
   }
-  require<IoError>(!pairs.empty(), "segment_pairs: the documents must give a pair; got ",
+  require<IoError>(!passages.empty(), "gather_passages: the documents must give a passage; got ",
                    documents.size(), " documents of one token");
-  return pairs;
+  return passages;
+}
+
+/// Two segments, the second of which begins where the first ends.
+struct SegmentPair {
+  Ids first, second;
+};
+
+/// A passage as two segments, cut at a random one of its places.
+inline SegmentPair cut_in_two(const Passage& passage, const Rng& rng) {
+  const double u = stream(rng, Draw::cut).uniform(0);
+  const std::size_t cut = passage.cuts[std::size_t(u * double(passage.cuts.size()))];
+  const auto middle = passage.tokens.begin() + static_cast<Index>(cut);
+  return {{passage.tokens.begin(), middle}, {middle, passage.tokens.end()}};
 }
 
 // MASKED WORDS ------------------------------------------------------------------------------------
@@ -255,22 +264,24 @@ struct MaskedBatch {
   Ids order;           // (B), 1 if the two segments were swapped
 };
 
-/// The batch of a step, a function of the seed and the step: each visit of a pair swaps it or not,
-/// and hides other tokens. Or part m of k of it, with the tokens that the whole would have.
+/// The batch of a step, a function of the seed and the step: each visit of a passage cuts it anew,
+/// swaps the segments half the time, and hides other tokens. Or part m of k of it, with the tokens
+/// that the whole would have.
 ///
 ///   Errors    as examples_of_step and part_of
-///   Differs   ALBERT swaps and hides once, when it writes its files
-inline MaskedBatch masked_batch_of_step(const std::vector<SegmentPair>& pairs, Index batch_size,
+///   Differs   ALBERT does all this when it writes its files, 40 times for each document, and
+///             gathers other passages each time
+inline MaskedBatch masked_batch_of_step(const std::vector<Passage>& passages, Index batch_size,
                                         const Tokenizer& tokenizer, const MaskOptions& options,
                                         const Rng& rng, Index step, Index m = 0, Index k = 1) {
   MaskedBatch result;
   std::vector<Sequence> sequences;
   std::vector<std::vector<MaskedToken>> masked;
-  const std::vector<std::size_t> all = examples_of_step(pairs.size(), batch_size, rng, step);
+  const std::vector<std::size_t> all = examples_of_step(passages.size(), batch_size, rng, step);
   for (const std::size_t example : part_of(all, m, k)) {
     const Index place = m * (batch_size / k) + static_cast<Index>(sequences.size());
     const Rng here = rng.at_step(step).at_micro_batch(place);
-    const SegmentPair& pair = pairs[example];
+    const SegmentPair pair = cut_in_two(passages[example], here);
     const bool is_swapped = stream(here, Draw::order).uniform(0) < 0.5;
     sequences.push_back(is_swapped ? joined(tokenizer, pair.second, pair.first)
                                    : joined(tokenizer, pair.first, pair.second));

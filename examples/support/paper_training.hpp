@@ -112,7 +112,7 @@ inline Measured train_on_digits(const VisionConfig& config, const Stage& stage,
 /// Text to read, and sentences to judge: encoded, with their labels.
 struct LanguageData {
   Tokenizer tokenizer = Tokenizer::wordpiece(toy_vocabulary(), true);
-  std::vector<SegmentPair> pairs, held_out_pairs;
+  std::vector<Passage> passages, held_out_passages;
   std::vector<SentenceExample> training, testing;
   std::vector<Sequence> inputs, test_inputs;
 };
@@ -123,12 +123,12 @@ inline LanguageData language_data(Index num_documents, std::vector<SentenceExamp
                                   std::vector<SentenceExample> testing) {
   LanguageData data;
   const Rng rng(0);
-  data.pairs = segment_pairs(parse_documents(toy_text(num_documents, rng), data.tokenizer,
-                                             "the toy language"),
-                             toy_max_tokens, data.tokenizer, rng);
-  const Index num_held_out = static_cast<Index>(data.pairs.size()) / 20;
-  data.held_out_pairs.assign(data.pairs.end() - num_held_out, data.pairs.end());
-  data.pairs.resize(data.pairs.size() - data.held_out_pairs.size());
+  data.passages = gather_passages(
+      parse_documents(toy_text(num_documents, rng), data.tokenizer, "the toy language"),
+      toy_max_tokens, data.tokenizer, rng);
+  const Index num_held_out = static_cast<Index>(data.passages.size()) / 20;
+  data.held_out_passages.assign(data.passages.end() - num_held_out, data.passages.end());
+  data.passages.resize(data.passages.size() - data.held_out_passages.size());
   data.training = std::move(training), data.testing = std::move(testing);
   for (const SentenceExample& e : data.training)
     data.inputs.push_back(encode(data.tokenizer, e.first, e.second, toy_max_tokens));
@@ -151,16 +151,16 @@ inline void read_text(const LanguageModel<float>& model, const Stage& stage,
   const Rng rng(seed);
   measured["reading_loss"] = train_stage(model.parameters(), stage, [&](Index step) {
     const MaskedBatch masked =
-        masked_batch_of_step(data.pairs, stage.batch, data.tokenizer, mask, rng, step);
+        masked_batch_of_step(data.passages, stage.batch, data.tokenizer, mask, rng, step);
     const auto out = model.forward(masked.batch, Training{rng, step});
     return StepLoss{cross_entropy(model.masked_logits(out.tokens, masked.places), masked.labels) +
                         cross_entropy(model.order_logits(out.tokens), masked.order),
                     out.balance_loss};
   });
   const NoGrad no_graph;
-  const Index n = static_cast<Index>(data.held_out_pairs.size());
+  const Index n = static_cast<Index>(data.held_out_passages.size());
   const MaskedBatch masked =
-      masked_batch_of_step(data.held_out_pairs, n, data.tokenizer, mask, Rng(seed + 1), 0);
+      masked_batch_of_step(data.held_out_passages, n, data.tokenizer, mask, Rng(seed + 1), 0);
   const auto out = model.forward(masked.batch);
   measured["word_accuracy"] =
       accuracy(model.masked_logits(out.tokens, masked.places), masked.labels);

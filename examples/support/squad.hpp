@@ -22,7 +22,7 @@ namespace widenet::support {
 
 struct SquadAnswer {
   std::string text;
-  Index start = 0;  // in the context
+  Index start = 0;  // in the context; -1: the first answer, which does not stand where it should
 };
 
 struct SquadQuestion {
@@ -36,7 +36,13 @@ struct SquadData {
   std::vector<std::string> contexts;
   std::vector<SquadQuestion> questions;
   std::vector<std::string> bad_questions;  // what is wrong with those that were left out
+  std::vector<std::string> misplaced;      // first answers that do not stand where they should
 };
+
+/// Whether a question can be learned from: it has no answer, or the first is where it should be.
+inline bool can_be_learned(const SquadQuestion& question) {
+  return question.answers.empty() || question.answers[0].start >= 0;
+}
 
 /// Code points begin, ..., end - 1 of a text.
 inline std::string slice_points(const std::u32string& text, Index begin, Index end) {
@@ -44,8 +50,17 @@ inline std::string slice_points(const std::u32string& text, Index begin, Index e
                                  static_cast<std::size_t>(end - begin)));
 }
 
-/// Questions and contexts from the text of a SQuAD file. A question is left out, and reported, if
-/// an answer is empty or does not stand where the file says, or if its id has come before. In SQuAD
+/// Whether an answer has a code point and stands in the context where it says.
+inline bool stands_in(const std::u32string& context, const SquadAnswer& answer) {
+  const Index length = static_cast<Index>(decode_utf8(answer.text).size());
+  const Index size = static_cast<Index>(context.size());
+  const bool is_inside = length > 0 && answer.start >= 0 && answer.start <= size - length;
+  return is_inside && slice_points(context, answer.start, answer.start + length) == answer.text;
+}
+
+/// Questions and contexts from the text of a SQuAD file. A question whose id has come before is
+/// left out, and reported. The first answer, the one to learn from, is reported if it is empty or
+/// does not stand where the file says; the question stays, since scores need no places. In SQuAD
 /// 2.0 a question with "is_impossible" has no answer, whatever "answers" holds.
 ///
 ///   Errors    IoError if it is no JSON, or if a key is missing or has another type
@@ -61,22 +76,23 @@ inline SquadData parse_squad(const std::string& text, const std::string& source)
       for (const Json& item : paragraph.at("qas").items()) {
         SquadQuestion question{item.at("id").string(), item.at("question").string(),
                                data.contexts.size() - 1, {}};
+        const std::string name = source + ": question " + question.id + ": ";
+        if (!seen.emplace(question.id, true).second) {
+          data.bad_questions.push_back(name + "its id has come before");
+          continue;
+        }
         const Json* const impossible = item.find("is_impossible");
-        std::string wrong;
-        if (!seen.emplace(question.id, true).second) wrong = "its id has come before";
         if (!impossible || !impossible->boolean())
-          for (const Json& answer : item.at("answers").items()) {
-            const std::string& words = answer.at("text").string();
-            const Index start = answer.at("answer_start").integer();
-            const Index length = static_cast<Index>(decode_utf8(words).size());
-            const Index size = static_cast<Index>(context.size());
-            const bool is_inside = length > 0 && start >= 0 && start <= size - length;
-            if (!is_inside || slice_points(context, start, start + length) != words)
-              wrong = "the answer \"" + words + "\" does not stand at " + std::to_string(start);
-            question.answers.push_back({words, start});
-          }
-        if (wrong.empty()) data.questions.push_back(std::move(question));
-        else data.bad_questions.push_back(source + ": question " + question.id + ": " + wrong);
+          for (const Json& answer : item.at("answers").items())
+            question.answers.push_back({answer.at("text").string(),
+                                        answer.at("answer_start").integer()});
+        if (!question.answers.empty() && !stands_in(context, question.answers[0])) {
+          SquadAnswer& first = question.answers[0];
+          data.misplaced.push_back(name + "the answer \"" + first.text + "\" does not stand at " +
+                                   std::to_string(first.start));
+          first.start = -1;
+        }
+        data.questions.push_back(std::move(question));
       }
     }
   return data;
@@ -219,7 +235,8 @@ struct SquadWindow {
   Index answer_first = 0, answer_last = 0;  // places of the answer's tokens; 0, [CLS]: not here
 };
 
-/// The windows of one question, the first answer marked in those that show all of it.
+/// The windows of one question, the first answer marked in those that show all of it; in none if
+/// it is misplaced.
 ///
 /// A token is in several windows; it is best placed where min(tokens to its left, to its right) is
 /// largest, in the first such window.
@@ -242,7 +259,7 @@ inline std::vector<SquadWindow> squad_windows(const SquadData& data, std::size_t
                       " tokens for a question of ", words.size(), ", stride ", options.stride);
 
   Index answer_first = -1, answer_last = -1;  // among the pieces
-  if (!question.answers.empty()) {
+  if (!question.answers.empty() && can_be_learned(question)) {
     const Index begin = question.answers[0].start;
     const Index end = begin + static_cast<Index>(decode_utf8(question.answers[0].text).size());
     for (std::size_t i = 0; i < pieces.size(); ++i) {
