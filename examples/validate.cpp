@@ -26,8 +26,9 @@ validate explain RUN... [--next FILE] [--json]  which conventions reproduce a ru
                                    apart; run it in your code, and explain both runs
 
 CASE is a file of data/golden, or one of yours with the same names: inputs as in.NAME. DUMP holds
-results as out.NAME. RUN holds both. tests/reference/dump_torch.py writes them from PyTorch or
-numpy, and its first lines list what a RUN needs and what helps.
+results as out.NAME; inputs and weights that it holds as in.NAME are compared first. RUN holds both.
+tests/reference/dump_torch.py writes them from PyTorch or numpy, and its first lines list what a RUN
+needs and what helps.
 
 A result is in tolerance if no element is off by more than
   float64   1e-12 of the largest value, at least 4 units in its last place
@@ -56,10 +57,12 @@ int run(const std::string& path, const std::string& to, const std::string& prese
 }
 
 void print(const support::Departure& d) {
+  std::printf("tolerance: %s\n", support::tolerance_rule);
   std::printf("compared %td results; %zu of ours are not in the dump\n", d.compared,
               d.missing.size());
   std::printf("highest rung reached: %s\n",
-              d.highest_rung.empty() ? "none" : d.highest_rung.c_str());
+              d.highest_rung.empty()
+                  ? "none" : (d.highest_rung + " (" + d.last_agreeing + ")").c_str());
   if (d.name.empty()) return void(std::puts("all agree"));
   std::printf("first departure: %s (%s: %s)\n", d.name.c_str(), d.rung.c_str(), d.equation.c_str());
   wn::PlainText shapes;
@@ -68,9 +71,19 @@ void print(const support::Departure& d) {
   if (d.element >= 0)
     std::printf("  element %td: ours %.17g, theirs %.17g\n"
                 "  absolute %.3g (tolerance %.3g), relative %.3g, %.3g units in the last place, "
-                "cosine %.12f\n",
-                d.element, d.ours, d.theirs, d.absolute, d.tolerance, d.relative, d.ulps, d.cosine);
+                "cosine %.12f\n"
+                "  elements out of tolerance: %td of %td\n",
+                d.element, d.ours, d.theirs, d.absolute, d.tolerance, d.relative, d.ulps, d.cosine,
+                d.differing, d.shape.num_values());
   std::printf("  kind: %s%s%s\n", d.bucket.c_str(), d.hint.empty() ? "" : ", ", d.hint.c_str());
+  const support::Mismatch& whole = d.whole;
+  if (whole.name.empty() || whole.name == d.name) return;
+  std::printf("first departure of whole numbers: %s (%s: %s)\n", whole.name.c_str(),
+              whole.rung.c_str(), whole.equation.c_str());
+  if (whole.element >= 0)
+    std::printf("  element %td: ours %.17g, theirs %.17g; %td of %td differ\n", whole.element,
+                whole.ours, whole.theirs, whole.differing, whole.shape.num_values());
+  if (!d.whole_hint.empty()) std::printf("  %s\n", d.whole_hint.c_str());
 }
 
 void print_json(const support::Departure& d) {
@@ -87,17 +100,26 @@ void print_json(const support::Departure& d) {
     return "[" + all + "]";
   };
   const std::string name = d.name.empty() ? "null" : text(d.name);
-  std::printf("{\"agrees\":%s,\"compared\":%td,\"missing\":%zu,\"highest_rung\":%s,\"first\":%s,"
+  const support::Mismatch& m = d.whole;
+  wn::PlainText whole;
+  whole << "{\"name\":" << text(m.name) << ",\"rung\":" << text(m.rung)
+        << ",\"element\":" << m.element << ",\"ours\":" << number(m.ours)
+        << ",\"theirs\":" << number(m.theirs) << ",\"differing\":" << m.differing
+        << ",\"remark\":" << text(d.whole_hint) << "}";
+  std::printf("{\"agrees\":%s,\"rule\":%s,\"compared\":%td,\"missing\":%zu,"
+              "\"highest_rung\":%s,\"last_agreeing\":%s,\"first\":%s,"
               "\"rung\":%s,\"equation\":%s,\"kind\":%s,\"hint\":%s,\"element\":%td,\"ours\":%s,"
               "\"theirs\":%s,\"absolute\":%s,\"relative\":%s,\"ulps\":%s,\"cosine\":%s,"
-              "\"tolerance\":%s,\"shape\":%s,\"their_shape\":%s}\n",
-              d.name.empty() ? "true" : "false", d.compared, d.missing.size(),
-              text(d.highest_rung).c_str(), name.c_str(), text(d.rung).c_str(),
+              "\"tolerance\":%s,\"differing\":%td,\"shape\":%s,\"their_shape\":%s,"
+              "\"first_of_whole_numbers\":%s}\n",
+              d.name.empty() ? "true" : "false", text(support::tolerance_rule).c_str(), d.compared,
+              d.missing.size(), text(d.highest_rung).c_str(), text(d.last_agreeing).c_str(),
+              name.c_str(), text(d.rung).c_str(),
               text(d.equation).c_str(), text(d.bucket).c_str(), text(d.hint).c_str(), d.element,
               number(d.ours).c_str(), number(d.theirs).c_str(), number(d.absolute).c_str(),
               number(d.relative).c_str(), number(d.ulps).c_str(), number(d.cosine).c_str(),
-              number(d.tolerance).c_str(), extents(d.shape).c_str(),
-              extents(d.their_shape).c_str());
+              number(d.tolerance).c_str(), d.differing, extents(d.shape).c_str(),
+              extents(d.their_shape).c_str(), m.name.empty() ? "null" : whole.str().c_str());
 }
 
 int compare(const std::string& path, const std::string& dump, bool json) {

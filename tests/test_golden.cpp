@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iomanip>
 #include <set>
 
 using namespace widenet;
@@ -332,6 +333,195 @@ TEST_CASE("compare: what no convention explains, but a look at the numbers does"
        "expert", "algorithm", "a tie: the experts chosen are as probable as ours");
   says(ties([](Results& r) { r.integers["expert"][0] = 0; }), "expert", "algorithm", "");
   says(ties([](Results& r) { r.integers["expert"][10] = 9; }), "expert", "algorithm", "");
+}
+
+TEST_CASE("compare: the order of computation, block by block") {
+  // Each list is in order; the names are placed one by one.
+  const auto is_in_order = [](const char* op, const char* settings,
+                              const std::vector<std::string>& names) {
+    support::GoldenCase c;
+    c.op = op, c.settings = Json::parse(settings, "settings");
+    const support::Ladder ladder(c);
+    for (std::size_t i = 1; i < names.size(); ++i) {
+      INFO(names[i - 1], " before ", names[i]);
+      CHECK(ladder.place_of(names[i - 1]) < ladder.place_of(names[i]));
+      CHECK_FALSE(ladder.place_of(names[i]) < ladder.place_of(names[i - 1]));
+    }
+  };
+  is_in_order("vision", R"({"blocks":2,"experts":4})",
+              {"in.shared.attn.k.weight", "embedding", "block.0.norm1", "block.0.q",
+               "block.0.attention", "block.0.o", "block.0.middle", "block.0.norm2",
+               "routing.0.logits", "routing.0.probabilities", "routing.0.expert", "routing.0.slot",
+               "block.0.slots", "block.0.results", "routing.0.gate", "block.0.y",
+               "routing.0.importance", "balance_losses.0", "block.0.tokens", "block.1.norm1",
+               "routing.1.logits", "block.1.y", "balance_losses.1", "balance_loss", "logits",
+               "loss", "grad.head.bias", "first.head.bias", "last.head.bias"});
+  is_in_order("encoder", R"({"blocks":2,"experts":4,"is_pre_norm":false})",
+              {"block.0.q", "block.0.attention", "block.0.o", "block.0.middle", "block.0.norm1",
+               "routing.0.logits", "block.0.y", "block.0.norm2", "block.1.q", "block.1.norm1"});
+  // The index of a routing is not that of its block: groups of two blocks, one dense block.
+  is_in_order("encoder", R"({"blocks":4,"experts":4,"routing_groups":2})",
+              {"block.0.norm2", "routing.0.logits", "block.0.y", "block.1.norm2", "block.1.y",
+               "block.2.norm2", "routing.1.logits", "block.2.y", "block.3.norm1", "tokens"});
+  is_in_order("encoder", R"({"blocks":2,"experts":4,"moe_blocks":1})",
+              {"block.0.norm2", "block.0.y", "block.1.norm2", "routing.0.logits", "block.1.y"});
+
+  const auto rung_of = [](const char* op, const char* name) {
+    support::GoldenCase c;
+    c.op = op, c.settings = Json::parse(R"({"blocks":2,"experts":4,"moe_blocks":1})", "settings");
+    return std::string(support::Ladder(c).place_of(name).rung);
+  };
+  CHECK(rung_of("vision", "in.images") == "weights");
+  CHECK(rung_of("vision", "embedding") == "embedding");
+  CHECK(rung_of("vision", "block.0.norm2") == "LayerNorm");
+  CHECK(rung_of("vision", "block.0.middle") == "attention");
+  CHECK(rung_of("vision", "routing.0.logits") == "router logits");
+  CHECK(rung_of("vision", "logits") == "outputs");
+  CHECK(rung_of("vision", "block.0.y") == "experts");  // dense
+  CHECK(rung_of("vision", "block.1.y") == "combine");
+  CHECK(rung_of("mixture", "logits") == "router logits");
+  CHECK(rung_of("layer_norm", "y") == "LayerNorm");
+  CHECK(rung_of("attention", "y") == "attention");
+  CHECK(rung_of("add_to_sequences", "y") == "embedding");
+  CHECK(rung_of("linear", "y") == "outputs");
+  CHECK(rung_of("training", "losses") == "ten steps");
+}
+
+TEST_CASE("compare: attention that is wrong is not the fault of the LayerNorm behind it") {
+  const check::OneThread one_thread;
+  for (const char* name : {"block", "block_author_tf", "block_mixtral"}) {
+    const Changed block(name);
+    support::GoldenCase other = block.c;
+    other.settings = support::changed(other.settings, {{"heads", "4"}});  // of 3
+    const auto theirs = support::run_golden<double>(other, block.file);
+    const support::Departure d = support::compare_dump(block.c, block.file, dumped(theirs));
+    CHECK(support::distance(theirs.values.at("norm2"), block.own.values.at("norm2")) > 0.01);
+    CHECK(d.name == "attention");
+    CHECK(d.rung == "attention");
+    CHECK(d.equation == "softmax(q k^T / sqrt(Dh)) v");
+    CHECK(d.last_agreeing == "v");
+    CHECK(d.compared == 5);
+  }
+}
+
+TEST_CASE("compare: inputs and weights that are not those of the case") {
+  const check::OneThread one_thread;
+  const Changed layer("moe_colossal");
+  const std::string router = "in.shared.moe.router.weight";
+  // A dump that holds the inputs of a run and, unless told otherwise, the results that follow.
+  const auto departure = [&](const std::string& name, const Shape& shape,
+                             const std::vector<double>& x, bool has_other_results) {
+    SafeTensors inputs = layer.file;
+    inputs.tensors.erase(name);
+    inputs.add(name, shape, x);
+    SafeTensors dump =
+        dumped(has_other_results ? support::run_golden<double>(layer.c, inputs) : layer.own);
+    for (const auto& entry : inputs.tensors)
+      if (entry.first.rfind("in.", 0) == 0) dump.tensors[entry.first] = entry.second;
+    return support::compare_dump(layer.c, layer.file, dump);
+  };
+  const std::vector<double> w = layer.file.values<double>(router);  // (12, 4)
+  const support::Departure turned = departure(router, {4, 12}, support::transposed(w, 12, 4), false);
+  CHECK(turned.name == router);
+  CHECK(turned.rung == "weights");
+  CHECK(turned.equation == "the inputs and weights are those of the case");
+  CHECK(turned.bucket == "layout");
+  CHECK(turned.hint == "transposed; the results agree");
+  CHECK(turned.compared == 0);
+  CHECK(turned.highest_rung == "weights");  // others agree
+
+  std::vector<double> x = layer.file.values<double>("in.x");
+  x[5] += 1;
+  const support::Departure moved = departure("in.x", {16, 12}, x, true);
+  CHECK(moved.name == "in.x");
+  CHECK(moved.bucket == "inputs");
+  CHECK(moved.element == 5);
+  CHECK(moved.differing == 1);
+  CHECK(moved.absolute == doctest::Approx(1));
+  CHECK(moved.hint == "logits is the first result to depart; from their inputs we compute their "
+                      "results");
+  const support::Departure both = departure("in.x", {16, 12}, x, false);
+  CHECK(both.hint == "the results agree; from their inputs we compute another logits");
+  x = layer.file.values<double>("in.x");
+  x[5] += 1e-10;
+  CHECK(departure("in.x", {16, 12}, x, false).bucket == "rounding");
+  CHECK(departure("in.x", {16, 12}, layer.file.values<double>("in.d_y"), true).hint ==
+        "our in.d_y; logits is the first result to depart; from their inputs we compute their "
+        "results");
+  x[5] = std::nan("");
+  CHECK(departure("in.x", {16, 12}, x, false).name == "in.x");
+
+  // float32 rounds inputs, and no more.
+  SafeTensors rounded = dumped(layer.own);
+  const std::vector<double> biases = layer.file.values<double>("in.shared.moe.experts.{}.fc1.bias");
+  std::vector<float> narrow(biases.begin(), biases.end());
+  const auto agrees = [&](float factor) {
+    SafeTensors dump = rounded;
+    narrow[3] = static_cast<float>(biases[3]) * factor;
+    dump.add("in.shared.moe.experts.{}.fc1.bias", Shape{4, 10}, narrow);
+    return support::compare_dump(layer.c, layer.file, dump).name.empty();
+  };
+  CHECK(agrees(1));
+  CHECK_FALSE(agrees(1.001f));
+
+  // Whole numbers, too.
+  const Changed language("language_widenet");
+  SafeTensors dump = dumped(language.own);
+  std::vector<std::int32_t> token = language.file.values<std::int32_t>("in.token");
+  token[2] += 1, token[4] -= 1;
+  dump.add("in.token", language.file.at("in.token").shape, token);
+  const support::Departure d = support::compare_dump(language.c, language.file, dump);
+  CHECK(d.name == "in.token");
+  CHECK(d.element == 2);
+  CHECK(d.differing == 2);
+  CHECK(d.bucket == "inputs");
+}
+
+TEST_CASE("compare: choices that flip are reported behind real numbers that depart") {
+  const check::OneThread one_thread;
+  using Results = support::GoldenResults<double>;
+  const Changed layer("moe_colossal");
+  const auto flipped = [](Results& r) {
+    for (double& z : r.values["logits"]) z *= 1 + 1e-11;
+    std::swap(r.integers["expert"][6], r.integers["expert"][7]);
+  };
+  const support::Departure d = layer(flipped);
+  CHECK(d.name == "logits");
+  CHECK(d.bucket == "rounding");
+  CHECK(d.whole.name == "expert");
+  CHECK(d.whole.rung == "indices");
+  CHECK(d.whole.element == 6);
+  CHECK(d.whole.differing == 2);
+  CHECK(d.whole.ours == layer.own.integers.at("expert")[6]);
+  CHECK(d.whole.theirs == layer.own.integers.at("expert")[7]);
+  const std::vector<double>& p = layer.own.values.at("probabilities");
+  PlainText margin;
+  margin << "the experts chosen are up to " << std::setprecision(2)
+         << std::fabs(p[12 + static_cast<std::size_t>(d.whole.ours)] -
+                      p[12 + static_cast<std::size_t>(d.whole.theirs)])
+         << " more or less probable than ours";
+  CHECK(d.whole_hint == margin.str());
+
+  const support::Departure first = layer([](Results& r) { ++r.integers["slot"][3]; });
+  CHECK(first.name == "slot");
+  CHECK(first.whole.name == "slot");
+  CHECK(first.element == 3);
+  CHECK(layer([](Results& r) { r.values["y"][0] += 1; }).whole.name.empty());
+  // In another block, behind everything else.
+  const Changed encoder("encoder_widenet");
+  const support::Departure far = encoder([](Results& r) {
+    r.values["routing.0.probabilities"][3] += 1e-9, --r.integers["routing.2.kept"][1];
+  });
+  CHECK(far.name == "routing.0.probabilities");
+  CHECK(far.whole.name == "routing.2.kept");
+  CHECK(far.whole.element == 1);
+}
+
+TEST_CASE("compare: no tensor with a NaN is small") {
+  CHECK(support::largest_of(std::vector<double>{1, -3, 2}) == 3);
+  CHECK(std::isnan(support::largest_of(std::vector<double>{1, std::nan(""), 2})));
+  CHECK(std::isnan(support::largest_of(std::vector<float>{std::nanf(""), 1})));
+  CHECK(support::largest_of(std::vector<double>{1, -infinity<double>}) == infinity<double>);
 }
 
 TEST_CASE("compare: what a case with results leaves out is noise") {

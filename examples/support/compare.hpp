@@ -9,25 +9,29 @@
 #include "support/golden.hpp"
 #include "widenet.hpp"
 
-#include <algorithm>  // fill, find, find_if, max, remove, rotate, sort, stable_sort
-#include <cmath>      // fabs, fmax, isfinite, nextafter, round
+#include <algorithm>  // fill, find, find_if, max, none_of, remove, rotate, sort, stable_sort, ...
+#include <cmath>      // fabs, fmax, isfinite, isnan, nextafter, round
 #include <cstdint>    // int32_t
+#include <cstdlib>    // strtoll
 #include <cstring>    // memcpy
 #include <iomanip>    // setprecision
 #include <limits>     // numeric_limits
 #include <map>        // map
 #include <string>     // string
-#include <tuple>      // get, tuple
+#include <tuple>      // tie
 #include <utility>    // pair
 #include <vector>     // vector
 
 namespace widenet::support {
 
-/// The largest magnitude.
+/// The largest magnitude; NaN if a value is, so that no such tensor is small.
 template <class T>
 double largest_of(const std::vector<T>& x) {
   double largest = 0;
-  for (const T value : x) largest = std::fmax(largest, std::fabs(double(value)));
+  for (const T value : x) {
+    if (std::isnan(double(value))) return std::numeric_limits<double>::quiet_NaN();
+    largest = std::fmax(largest, std::fabs(double(value)));
+  }
   return largest;
 }
 
@@ -95,60 +99,170 @@ inline GoldenCase read_case(const std::string& path, const SafeTensors& file) {
   return c;
 }
 
-/// The rungs of a run, bottom up, and the equation of each.
-struct Rung {
-  const char *name, *equation;
+/// A step of computation: its rung on the ladder from the weights to ten steps of training, its
+/// equation, and its results. A name that ends in a dot stands for all that begin with it.
+struct Step {
+  const char *rung, *equation;
+  std::vector<std::string> results;
 };
-inline const std::vector<Rung>& rungs() {
-  static const std::vector<Rung> all = {
-      {"LayerNorm", "y = (x - mean) / sqrt(var + eps) gamma + beta"},
-      {"attention", "softmax(q k^T / sqrt(Dh)) v"},
-      {"router logits", "z = x w, p = softmax(z + noise)"},
-      {"indices", "e(n, k) = the k-th largest of p[n, :], ties to the lower index"},
-      {"slots", "slot(n, k) = choices of e(n, k) served before, or -1 from C on"},
-      {"experts", "y = gelu(x w1 + b1) w2 + b2"},
-      {"combine", "y[n] = sum over kept k of gate[n, k] slots[e, c]"},
-      {"balance loss", "E sum over e of f[e] P[e]"},
-      {"outputs", "what the model returns"},
-      {"loss", "main + lambda * balance"},
-      {"gradients", "dL/dx"},
-      {"optimiser", "the first step"},
-      {"ten steps", "weights and state after ten steps"}};
+
+/// The steps of a block in an order in which they can be computed. The gates come late: no expert
+/// needs them.
+inline std::vector<Step> steps_of_block(bool is_pre_norm, bool is_moe) {
+  const char* const norm = "y = (x - mean) / sqrt(var + eps) gamma + beta";
+  const char* const ffn = "y = gelu(x w1 + b1) w2 + b2";
+  const Step norm1 = {"LayerNorm", norm, {"norm1"}}, norm2 = {"LayerNorm", norm, {"norm2"}};
+  std::vector<Step> steps;
+  const auto add = [&](const std::vector<Step>& more) {
+    steps.insert(steps.end(), more.begin(), more.end());
+  };
+  if (is_pre_norm) add({norm1});
+  add({{"attention", "q = h wq + bq, and k and v alike", {"q", "k", "v"}},
+       {"attention", "softmax(q k^T / sqrt(Dh)) v", {"attention"}},
+       {"attention", "o = attention wo + bo", {"o"}},
+       {"attention", "middle = x + o", {"middle"}}});
+  add({is_pre_norm ? norm2 : norm1});
+  if (is_moe)
+    add({{"router logits", "z = x w", {"logits"}},
+         {"router logits", "p = softmax(z + noise)", {"probabilities"}},
+         {"indices", "e(n, k) = the k-th largest of p[n, :], ties to the lower index",
+          {"expert", "load"}},
+         {"slots", "slot(n, k) = choices of e(n, k) served before, or -1 from C on",
+          {"slot", "kept"}},
+         {"experts", "slots[e, c] = x[n] where e = e(n, k) and c = slot(n, k), else 0", {"slots"}},
+         {"experts", ffn, {"results"}},
+         {"combine", "gate[n, k] = p[n, e(n, k)], or renormalised", {"gate"}},
+         {"combine", "y[n] = sum over kept k of gate[n, k] slots[e, c]", {"y"}},
+         {"balance loss", "importance[e] = sum over n of p[n, e]", {"importance"}},
+         {"balance loss", "E sum over e of f[e] P[e]", {"balance_loss"}},
+         {"combine", "tokens = middle + y", {"tokens"}}});
+  else
+    add({{"experts", ffn, {"y"}}, {"experts", "tokens = middle + y", {"tokens"}}});
+  if (!is_pre_norm) add({norm2});
+  return steps;
+}
+
+/// What comes before the blocks, and what comes after them.
+inline const std::vector<Step>& first_steps() {
+  static const std::vector<Step> all = {
+      {"weights", "the inputs and weights are those of the case", {"in."}},
+      {"embedding", "x of block 0: what stands for words or patches, plus places", {"embedding"}}};
+  return all;
+}
+inline const std::vector<Step>& last_steps() {
+  static const std::vector<Step> all = {
+      {"balance loss", "of all routings: the sum of E sum over e of f[e] P[e], or their mean",
+       {"balance_loss"}},
+      {"outputs", "what the model or the operation returns", {}},
+      {"loss", "main + lambda * balance", {"main_loss", "loss"}},
+      {"gradients", "dL/dx", {"grad."}},
+      {"optimiser", "the first step", {"first."}},
+      {"ten steps", "weights and state after ten steps",
+       {"losses", "last.", "sgd.", "adamw.", "lamb."}}};
   return all;
 }
 
-/// Where a result stands: its routing, then its rung.
-inline std::tuple<Index, std::size_t> place_of(const std::string& op, const std::string& name) {
-  const auto begins = [&](const char* text) { return name.rfind(text, 0) == 0; };
-  Index routing = 1 << 20;
-  std::string part = name;
-  if (begins("routing.") || begins("balance_losses.")) {
-    const std::size_t dot = name.find('.'), end = name.find('.', dot + 1);
-    routing = std::strtoll(name.c_str() + dot + 1, nullptr, 10);
-    part = end == std::string::npos ? "balance_loss" : name.substr(end + 1);
+/// Where a result stands in the order of computation.
+struct Place {
+  Index block = 0;        // -1: before the blocks; `after_blocks`: behind the last one
+  std::size_t step = 0;   // within the block
+  const char *rung = "", *equation = "";
+  static constexpr Index after_blocks = std::numeric_limits<Index>::max();
+  bool operator<(const Place& other) const {
+    return std::tie(block, step) < std::tie(other.block, other.step);
   }
-  const bool is_stage = routing < 1 << 20 || op == "mixture" || op == "block";
-  const std::map<std::string, std::size_t> stages = {
-      {"norm1", 0}, {"norm2", 0}, {"q", 1}, {"k", 1}, {"v", 1}, {"attention", 1}, {"o", 1},
-      {"middle", 1}, {"logits", 2}, {"probabilities", 2}, {"expert", 3}, {"load", 3}, {"slot", 4},
-      {"kept", 4}, {"slots", 5}, {"results", 5}, {"gate", 6}, {"y", 6}, {"importance", 7},
-      {"balance_loss", 7}};
-  const auto stage = stages.find(part);
-  if (begins("grad.")) return {routing, 10};
-  if (begins("first.")) return {routing, 11};
-  if (begins("last.") || begins("sgd.") || begins("adamw.") || begins("lamb.") || name == "losses")
-    return {routing, 12};
-  if (name == "loss" || name == "main_loss") return {routing, 9};
-  if (is_stage && stage != stages.end()) return {routing, stage->second};
-  return {routing, part == "balance_loss" ? 7 : 8};
-}
+};
 
-/// What was found about the first tensor that departs, or, with an empty name, that none does.
-struct Departure {
-  std::string name, rung, equation, bucket, hint, highest_rung;
+/// The places of the results of a case. A routing stands in the block that computes it.
+class Ladder {
+ public:
+  explicit Ladder(const GoldenCase& c) : op_(c.op) {
+    GivenFields reader{c.settings};
+    widenet::detail::visit_encoder(config_, reader);
+    for (Index i = 0; i < config_.blocks; ++i)
+      if (config_.routes(i)) block_of_routing_.push_back(i);
+  }
+
+  Place place_of(const std::string& name) const {
+    const std::size_t dot = name.find('.'), end = name.find('.', dot + 1);
+    const std::string kind = name.substr(0, dot);
+    if (kind == "block" || kind == "routing" || kind == "balance_losses") {
+      const Index i = std::strtoll(name.c_str() + dot + 1, nullptr, 10);
+      const std::size_t t = static_cast<std::size_t>(i);
+      const std::string part = end == std::string::npos ? "balance_loss" : name.substr(end + 1);
+      const bool is_known = kind == "block" || t < block_of_routing_.size();
+      return in_block(kind == "block" ? i : is_known ? block_of_routing_[t] : i, part);
+    }
+    const std::size_t first = step_of(first_steps(), name);
+    if (first < first_steps().size()) return place(-1, first_steps(), first);
+    if (op_ == "mixture" || op_ == "block") {
+      const Place inside = in_block(0, name);
+      if (inside.step < steps_of_block(true, true).size()) return inside;
+    }
+    return after_blocks(name);
+  }
+
+ private:
+  /// The first step that has a result of this name; their number if none has.
+  static std::size_t step_of(const std::vector<Step>& steps, const std::string& name) {
+    const auto is_named = [&](const std::string& result) {
+      return result.back() == '.' ? name.compare(0, result.size(), result) == 0 : name == result;
+    };
+    std::size_t i = 0;
+    while (i < steps.size() &&
+           std::none_of(steps[i].results.begin(), steps[i].results.end(), is_named))
+      ++i;
+    return i;
+  }
+  static Place place(Index block, const std::vector<Step>& steps, std::size_t i) {
+    return {block, i, steps[i].rung, steps[i].equation};
+  }
+  Place in_block(Index i, const std::string& name) const {
+    const bool is_layer = op_ == "mixture" || op_ == "block";
+    const std::vector<Step> steps =
+        steps_of_block(is_layer || config_.is_pre_norm, is_layer || config_.is_moe(i));
+    const std::size_t step = step_of(steps, name);
+    if (step < steps.size()) return place(i, steps, step);
+    return {i, step, "outputs", "what the block returns"};
+  }
+  /// A single operation belongs to the rung where models use it.
+  Place after_blocks(const std::string& name) const {
+    const std::vector<Step>& steps = last_steps();
+    const std::size_t outputs = 1, found = step_of(steps, name);
+    Place there = place(Place::after_blocks, steps, found < steps.size() ? found : outputs);
+    const std::map<std::string, const char*> used_as = {
+        {"layer_norm", "norm1"}, {"rms_norm", "norm1"}, {"attention", "attention"},
+        {"embedding", "embedding"}, {"extract_patches", "embedding"},
+        {"prepend_token", "embedding"}, {"add_to_sequences", "embedding"}};
+    const auto use = used_as.find(op_);
+    if (name != "y" || use == used_as.end()) return there;
+    const std::size_t first = step_of(first_steps(), use->second);
+    const Place inside = first < first_steps().size() ? place(-1, first_steps(), first)
+                                                      : in_block(0, use->second);
+    there.rung = inside.rung, there.equation = inside.equation;
+    return there;
+  }
+  std::string op_;
+  EncoderConfig config_;
+  std::vector<Index> block_of_routing_;
+};
+
+/// How a tensor of the dump departs from ours.
+struct Mismatch {
+  std::string name, rung, equation;
   Shape shape, their_shape;
-  Index element = -1;
+  Index element = -1;    // that is off most, of whole numbers the first; -1: the sizes differ
+  Index differing = 0;   // elements out of tolerance
   double ours = 0, theirs = 0, absolute = 0, relative = 0, ulps = 0, cosine = 1, tolerance = 0;
+};
+
+/// What was found: the first tensor that departs, or, with an empty name, that none does. If that
+/// one holds real numbers, choices can have flipped behind it: `whole` is the first result of whole
+/// numbers that departs, which may be the same.
+struct Departure : Mismatch {
+  std::string bucket, hint, highest_rung, last_agreeing;
+  Mismatch whole;
+  std::string whole_hint;
   Index compared = 0;
   std::vector<std::string> missing;  // ours that the dump lacks
 };
@@ -287,12 +401,15 @@ inline Json changed(const Json& settings, const Changes& changes) {
 class Walk {
  public:
   Walk(const GoldenCase& c, const SafeTensors& file, const SafeTensors& dump)
-      : case_(c), file_(file), dump_(dump), exact(run_golden<double>(c, file)) {
+      : case_(c), file_(file), dump_(dump), ladder_(c), exact(run_with(file)) {
     for (const std::string& name : exact.order)
-      if (!is_noise(name)) order.push_back(name);
+      if (is_input(name) ? has(name) : !is_noise(name)) order.push_back(name);
+    std::map<std::string, Place> places;
+    for (const std::string& name : order) places[name] = place_of(name);
     std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
-      return place_of(c.op, a) < place_of(c.op, b);
+      return places[a] < places[b];
     });
+    num_inputs = std::size_t(std::count_if(order.begin(), order.end(), is_input));
     bool has_float = false;
     for (const auto& tensor : dump.tensors) has_float = has_float || tensor.second.dtype == "F32";
     if (has_float) error32_ = float_errors(c, file, exact, 9);
@@ -312,11 +429,26 @@ class Walk {
   bool is_whole(const std::string& name) const { return exact.integers.count(name) > 0; }
   bool is_float(const std::string& name) const { return stored(name).dtype == "F32"; }
 
-  /// The run of the case with other inputs.
-  GoldenResults<double> run_with(const SafeTensors& inputs) const {
-    return run_golden<double>(case_, inputs);
-  }
+  /// The run of the case with other inputs, which stand before its results.
+  GoldenResults<double> run_with(const SafeTensors& inputs) const { return run(case_, inputs); }
   const SafeTensors& inputs() const { return file_; }
+  /// Those of the dump, where it has some of the same shape.
+  SafeTensors their_inputs() const {
+    SafeTensors all = file_;
+    for (auto& entry : all.tensors) {
+      const std::string& name = entry.first;
+      if (!is_input(name) || !has(name) || !has_our_shape(name)) continue;
+      const Numbers x = theirs(name);
+      SafeTensors one;
+      const std::vector<std::int32_t> whole(x.begin(), x.end());
+      is_whole(name) ? one.add(name, entry.second.shape, whole)
+                     : one.add(name, entry.second.shape, x);
+      entry.second = one.tensors.at(name);
+    }
+    return all;
+  }
+  static bool is_input(const std::string& name) { return name.rfind("in.", 0) == 0; }
+  Place place_of(const std::string& name) const { return ladder_.place_of(name); }
 
   /// What a result is measured by, and what it may be off by.
   double largest(const std::string& name) const {
@@ -326,26 +458,38 @@ class Walk {
   double tolerance(const std::string& name) const {
     const bool is_zero = std::find(case_.zero.begin(), case_.zero.end(), name) != case_.zero.end();
     const double most = largest(name);
+    const auto error = error32_.find(name);  // of an input there is none but its rounding
     return is_whole(name)   ? 0
-           : is_float(name) ? 2 * error32_.at(name) + 4 * ulp_of<float>(most)
+           : is_float(name) ? (error == error32_.end() ? 0 : 2 * error->second) +
+                                  4 * ulp_of<float>(most)
                             : std::fmax((is_zero ? 0 : 1e-12) * most, 4 * ulp_of<double>(most));
+  }
+  bool has_our_shape(const std::string& name) const {
+    return is_regrouped(exact.shapes.at(name), stored(name).shape);
   }
   bool agrees(const GoldenResults<double>& results, const std::string& name) const {
     return distance(ours(results, name), theirs(name)) <= tolerance(name) &&
            is_regrouped(results.shapes.at(name), stored(name).shape);
   }
-  /// The place in `order` of the first result that departs; the end if none does.
-  std::size_t departure_of(const GoldenResults<double>& results) const {
-    std::size_t i = 0;
+  /// The place in `order` of the first tensor from `begin` on that departs; the end if none does.
+  std::size_t departure_of(const GoldenResults<double>& results, std::size_t begin = 0) const {
+    std::size_t i = begin;
     while (i < order.size() && (!has(order[i]) || agrees(results, order[i]))) ++i;
     return i;
+  }
+  /// The same of whole numbers.
+  std::size_t departure_of_whole_numbers() const {
+    const auto departs = [&](const std::string& name) {
+      return !is_input(name) && is_whole(name) && has(name) && !agrees(exact, name);
+    };
+    return std::size_t(std::find_if(order.begin(), order.end(), departs) - order.begin());
   }
   /// The same if the settings were others; 0 if that is no run.
   std::size_t departure_under(const Changes& changes) const {
     GoldenCase c = case_;
     c.settings = changed(case_.settings, changes);
     try {
-      return departure_of(run_golden<double>(c, file_));
+      return departure_of(run(c, file_));
     } catch (const Error&) {
       return 0;
     }
@@ -362,14 +506,28 @@ class Walk {
     const bool holds_results = first != file_.tensors.end() && first->first.rfind("out.", 0) == 0;
     return holds_results && file_.tensors.count("out." + name) == 0;
   }
+  static GoldenResults<double> run(const GoldenCase& c, const SafeTensors& inputs) {
+    GoldenResults<double> results = run_golden<double>(c, inputs);
+    for (const auto& entry : inputs.tensors) {
+      if (!is_input(entry.first)) continue;
+      results.order.push_back(entry.first);
+      results.shapes[entry.first] = entry.second.shape;
+      const Numbers x = numbers_of(inputs, entry.first);
+      if (entry.second.dtype[0] == 'I') results.integers[entry.first].assign(x.begin(), x.end());
+      else results.values[entry.first] = x;
+    }
+    return results;
+  }
   const GoldenCase& case_;
   const SafeTensors &file_, &dump_;
+  const Ladder ladder_;
   std::map<std::string, double> error32_;
   double scale_ = 0;
 
  public:
   GoldenResults<double> exact;
-  std::vector<std::string> order;  // of computation, whole numbers first within a routing; no noise
+  std::vector<std::string> order;  // of computation: inputs that the dump has, results; no noise
+  std::size_t num_inputs = 0;
 };
 
 /// The settings about which implementations disagree, with their values in JSON.
@@ -519,20 +677,35 @@ inline std::string order_of_experts(const Walk& walk, double tolerance) {
   return text.str();
 }
 
-/// Whether all experts chosen are as probable as ours: then only the order of ties differs.
-inline bool is_tie(const Walk& walk, const std::string& name) {
+/// By how much the probabilities of the experts chosen differ from those of ours, at most: 0 if only
+/// the order of ties is another. Infinite if that is not what the result is about.
+inline double margin_of_choices(const Walk& walk, const std::string& name) {
+  const double none = std::numeric_limits<double>::infinity();
   const std::string routing = name.substr(0, name.rfind('.') + 1);
-  if (name != routing + "expert") return false;
+  if (name != routing + "expert") return none;
   const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
+  if (ours.size() != theirs.size()) return none;
   const Numbers& p = walk.exact.values.at(routing + "probabilities");
   const std::size_t E = static_cast<std::size_t>(walk.exact.shapes.at(routing + "load")[0]);
   const std::size_t K = static_cast<std::size_t>(walk.exact.shapes.at(name).last());
+  double margin = 0;
   for (std::size_t nk = 0; nk < ours.size(); ++nk) {
-    if (!(theirs[nk] >= 0 && theirs[nk] < double(E))) return false;
+    if (!(theirs[nk] >= 0 && theirs[nk] < double(E))) return none;
     const auto p_of = [&](double e) { return p[nk / K * E + static_cast<std::size_t>(e)]; };
-    if (p_of(theirs[nk]) != p_of(ours[nk])) return false;
+    margin = std::fmax(margin, std::fabs(p_of(theirs[nk]) - p_of(ours[nk])));
   }
-  return true;
+  return margin;
+}
+
+/// What the margin says about choices that depart.
+inline std::string about_choices(const Walk& walk, const std::string& name) {
+  const double margin = margin_of_choices(walk, name);
+  PlainText text;
+  if (margin == 0) text << "a tie: the experts chosen are as probable as ours";
+  else if (std::isfinite(margin))
+    text << "the experts chosen are up to " << std::setprecision(2) << margin
+         << " more or less probable than ours";
+  return text.str();
 }
 
 /// What has become of the balance loss in a loss or a gradient, if that explains the result.
@@ -584,8 +757,7 @@ inline std::string multiple_of(const Numbers& ours, const Numbers& theirs, doubl
 inline std::string relation_of(const Walk& walk, const std::string& name) {
   const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
   if (ours.size() != theirs.size() || ours.empty()) return "";
-  if (walk.is_whole(name))
-    return is_tie(walk, name) ? "a tie: the experts chosen are as probable as ours" : "";
+  if (walk.is_whole(name)) return margin_of_choices(walk, name) == 0 ? about_choices(walk, name) : "";
   for (const double x : theirs)
     if (!std::isfinite(x)) return "not finite where ours is";
   if (largest_of(theirs) == 0) return "all 0";
@@ -596,19 +768,109 @@ inline std::string relation_of(const Walk& walk, const std::string& name) {
   return multiple_of(ours, theirs, walk.tolerance(name));
 }
 
-/// Walks the results of a case in the order of computation, whole numbers first within a routing,
-/// until one of the dump is out of tolerance:
+/// The tolerance of a result, in one line (Walk::tolerance).
+inline const char* const tolerance_rule =
+    "float64: 1e-12 of the largest value, at least 4 units in its last place; float32: twice the "
+    "error that our own float32 may make, plus 4 such units; whole numbers: none";
+
+/// How a tensor of the dump departs from ours.
+inline Mismatch mismatch_of(const Walk& walk, const std::string& name) {
+  const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
+  const Place place = walk.place_of(name);
+  Mismatch m;
+  m.name = name, m.rung = place.rung, m.equation = place.equation;
+  m.tolerance = walk.tolerance(name);
+  m.shape = walk.exact.shapes.at(name), m.their_shape = walk.stored(name).shape;
+  if (ours.size() != theirs.size() || ours.empty()) return m;
+  const Difference d = compare(theirs, ours);
+  const auto departs = [&](std::size_t i) {  // so does what is not finite
+    return !(std::fabs(theirs[i] - ours[i]) <= m.tolerance);
+  };
+  std::size_t first = ours.size();
+  for (std::size_t i = ours.size(); i-- > 0;)
+    if (departs(i)) first = i, ++m.differing;
+  const double largest = walk.largest(name);
+  m.element = walk.is_whole(name) && first < ours.size() ? static_cast<Index>(first) : d.at;
+  m.absolute = d.max_absolute, m.relative = d.max_relative, m.cosine = d.cosine;
+  m.ulps = d.max_absolute /
+           (walk.is_float(name) ? ulp_of<float>(largest) : ulp_of<double>(largest));
+  const auto odd = std::find_if(theirs.begin(), theirs.end(),
+                                [](double x) { return !std::isfinite(x); });
+  if (odd != theirs.end()) {  // no difference can be computed
+    m.element = odd - theirs.begin();
+    m.absolute = m.relative = m.ulps = std::numeric_limits<double>::infinity();
+    m.cosine = std::numeric_limits<double>::quiet_NaN();
+  }
+  m.ours = ours[static_cast<std::size_t>(m.element)];
+  m.theirs = theirs[static_cast<std::size_t>(m.element)];
+  return m;
+}
+
+/// What about the layout makes theirs another tensor than ours, if that is all.
+inline std::string layout_of(const Walk& walk, const Mismatch& m) {
+  const Numbers ours = Walk::ours(walk.exact, m.name), theirs = walk.theirs(m.name);
+  const std::string hint = layout_of(ours, theirs, m.shape, m.their_shape, m.tolerance);
+  if (!walk.is_whole(m.name))
+    return hint.empty() && m.name == "results" ? order_of_experts(walk, m.tolerance) : hint;
+  if (ours.size() == theirs.size() && m.name.find("expert") < m.name.size() &&
+      is_renamed(ours, theirs))
+    return "the experts have other numbers";
+  // Whole numbers are few: that they are the same in another order says nothing.
+  return hint == "the same values in another order" ? "" : hint;
+}
+
+/// What an input that departs has done to the results: which departs first, and which does where
+/// we compute with their inputs, too, if that can be.
+inline std::string effect_of_inputs(const Walk& walk, const std::string& input) {
+  const std::size_t first = walk.departure_of(walk.exact, walk.num_inputs);
+  const std::string effect = first == walk.order.size()
+                                 ? "the results agree"
+                                 : walk.order[first] + " is the first result to depart";
+  if (!walk.has_our_shape(input)) return effect;
+  try {
+    const auto results = walk.run_with(walk.their_inputs());
+    const std::size_t departure = walk.departure_of(results, walk.num_inputs);
+    return effect + "; from their inputs " +
+           (departure == walk.order.size() ? "we compute their results"
+                                           : "we compute another " + walk.order[departure]);
+  } catch (const Error&) {
+    return effect;
+  }
+}
+
+/// The conventions under which the first departure goes away, if there are any: in words.
+inline std::string convention_of(const Walk& walk, const GoldenCase& c, const SafeTensors& file,
+                                 const SafeTensors& dump, std::size_t departure) {
+  Fork fork = fork_of(walk, c.settings, departure);
+  const bool has_layer = c.op == "mixture" && (walk.has("y") || walk.has("balance_loss"));
+  if (fork.departure < walk.order.size() && has_layer) {
+    const LayerRun run = read_layer_run(file, dump);
+    const Changes changes = fewest_changes(explain(run), c.settings);
+    if (!changes.empty()) fork = {changes, "", walk.departure_under(changes)};
+  }
+  if (fork.departure <= departure) return "";
+  std::string text = fork.preset.empty() ? "as with " : "as under the preset " + fork.preset;
+  for (const auto& change : fork.changes)
+    if (fork.preset.empty())
+      text += (text == "as with " ? "" : ", ") + change.first + " = " + change.second;
+  text.erase(std::remove(text.begin(), text.end(), '"'), text.end());
+  return text + (fork.departure == walk.order.size()
+                     ? ": then all agrees"
+                     : ": then " + walk.order[fork.departure] + " departs");
+}
+
+/// Walks what a dump holds of a case in the order of computation until a tensor is out of tolerance
+/// (tolerance_rule): first the inputs and weights, where the dump has some, then the results, block
+/// by block. If that tensor holds real numbers, looks on for the first of whole numbers that
+/// departs, such as choices that flipped: logits off by rounding must not hide it.
 ///
-///   float64   1e-12 of the largest value, at least 4 units in its last place
-///   float32   twice the error that our own float may make (float_errors), plus 4 such units
+/// Says of which kind the departure is: of layout; of inputs that are not those of the case; one
+/// that goes away under other conventions, which it names; one that looks like rounding; or else
+/// one of the algorithm. A dump holds out.NAME or NAME, and need not hold everything; what a case
+/// with results leaves out is noise, and not compared. With outputs of the layer alone `explain`
+/// searches all conventions together; with more, the search is one change after the other.
 ///
-/// and says what kind of departure that is: one of layout; one that goes away under other
-/// conventions, which it names; one that looks like rounding; or else one of the algorithm. A dump
-/// holds out.NAME or NAME, and need not hold everything; what a case with results leaves out is
-/// noise, and not compared. With outputs of the layer alone `explain` searches all conventions
-/// together; with more, the search is one change after the other.
-///
-///   Errors    IoError if no name of the dump is one of ours
+///   Errors    IoError if no result of the dump is one of ours
 inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
                               const SafeTensors& dump) {
   const Walk walk(c, file, dump);
@@ -617,73 +879,45 @@ inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
   for (std::size_t i = 0; i < walk.order.size(); ++i) {
     const std::string& name = walk.order[i];
     if (!walk.has(name)) found.missing.push_back(name);
-    else if (i <= departure) ++found.compared;
+    else if (i >= walk.num_inputs && i <= departure) ++found.compared;
     if (i < departure && walk.has(name))
-      found.highest_rung = rungs()[std::get<1>(place_of(c.op, name))].name;
+      found.highest_rung = walk.place_of(name).rung, found.last_agreeing = name;
   }
-  require<IoError>(found.missing.size() < walk.order.size(),
+  const std::size_t num_results = walk.order.size() - walk.num_inputs;
+  require<IoError>(found.missing.size() < num_results,
                    "compare: a dump must hold one of our names, such as ",
-                   walk.order.empty() ? "" : walk.order[0], "; got ",
+                   num_results == 0 ? "" : walk.order[walk.num_inputs], "; got ",
                    dump.tensors.empty() ? "nothing" : dump.tensors.begin()->first);
   if (departure == walk.order.size()) return found;
 
   const std::string& name = walk.order[departure];
-  const Rung& rung = rungs()[std::get<1>(place_of(c.op, name))];
-  const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
-  const double tolerance = walk.tolerance(name), largest = walk.largest(name);
-  found.name = name, found.rung = rung.name, found.equation = rung.equation;
-  found.tolerance = tolerance;
-  found.shape = walk.exact.shapes.at(name), found.their_shape = walk.stored(name).shape;
-  if (ours.size() == theirs.size() && !ours.empty()) {
-    const Difference d = compare(theirs, ours);
-    found.element = d.at, found.absolute = d.max_absolute, found.relative = d.max_relative;
-    found.cosine = d.cosine;
-    found.ulps = d.max_absolute /
-                 (walk.is_float(name) ? ulp_of<float>(largest) : ulp_of<double>(largest));
-    found.ours = ours[static_cast<std::size_t>(d.at)];
-    found.theirs = theirs[static_cast<std::size_t>(d.at)];
-    const auto odd = std::find_if(theirs.begin(), theirs.end(),
-                                  [](double x) { return !std::isfinite(x); });
-    if (odd != theirs.end()) {  // no difference can be computed
-      found.element = odd - theirs.begin();
-      found.ours = ours[static_cast<std::size_t>(found.element)], found.theirs = *odd;
-      found.absolute = found.relative = found.ulps = std::numeric_limits<double>::infinity();
-      found.cosine = std::numeric_limits<double>::quiet_NaN();
-    }
+  static_cast<Mismatch&>(found) = mismatch_of(walk, name);
+  const std::size_t whole = walk.departure_of_whole_numbers();
+  if (whole < walk.order.size()) {
+    found.whole = mismatch_of(walk, walk.order[whole]);
+    found.whole_hint = layout_of(walk, found.whole);
+    if (found.whole_hint.empty()) found.whole_hint = about_choices(walk, found.whole.name);
   }
-  found.bucket = "layout";
-  found.hint = layout_of(ours, theirs, found.shape, found.their_shape, tolerance);
-  // Whole numbers are few: that they are the same in another order says nothing.
-  if (walk.is_whole(name) && found.hint == "the same values in another order") found.hint = "";
-  if (walk.is_whole(name) && ours.size() == theirs.size() && name.find("expert") < name.size() &&
-      is_renamed(ours, theirs))
-    found.hint = "the experts have other numbers";
-  if (found.hint.empty() && name == "results") found.hint = order_of_experts(walk, tolerance);
+  found.hint = layout_of(walk, found);
+  if (!found.hint.empty()) found.bucket = "layout";
+  const bool is_close = !walk.is_whole(name) && found.element >= 0 &&
+                        found.absolute <= 1000 * found.tolerance;
+  const std::string rounding = "within 1000 times the tolerance";
+  if (Walk::is_input(name)) {
+    if (found.hint.empty()) {
+      found.bucket = is_close ? "rounding" : "inputs";
+      found.hint = is_close ? rounding : relation_of(walk, name);
+    }
+    found.hint += (found.hint.empty() ? "" : "; ") + effect_of_inputs(walk, name);
+    return found;
+  }
   if (!found.hint.empty()) return found;
 
   found.bucket = "convention";
-  Fork fork = fork_of(walk, c.settings, departure);
-  const bool has_layer = c.op == "mixture" && (walk.has("y") || walk.has("balance_loss"));
-  if (fork.departure < walk.order.size() && has_layer) {
-    const LayerRun run = read_layer_run(file, dump);
-    const Changes changes = fewest_changes(explain(run), c.settings);
-    if (!changes.empty()) fork = {changes, "", walk.departure_under(changes)};
-  }
-  if (fork.departure > departure) {
-    std::string text = fork.preset.empty() ? "as with " : "as under the preset " + fork.preset;
-    for (const auto& change : fork.changes)
-      if (fork.preset.empty())
-        text += (text == "as with " ? "" : ", ") + change.first + " = " + change.second;
-    text.erase(std::remove(text.begin(), text.end(), '"'), text.end());
-    found.hint = text + (fork.departure == walk.order.size()
-                             ? ": then all agrees"
-                             : ": then " + walk.order[fork.departure] + " departs");
-    return found;
-  }
-  const bool is_rounding = !walk.is_whole(name) && found.element >= 0 &&
-                           found.absolute <= 1000 * tolerance;
-  found.bucket = is_rounding ? "rounding" : "algorithm";
-  found.hint = is_rounding ? "within 1000 times the tolerance" : relation_of(walk, name);
+  found.hint = convention_of(walk, c, file, dump, departure);
+  if (!found.hint.empty()) return found;
+  found.bucket = is_close ? "rounding" : "algorithm";
+  found.hint = is_close ? rounding : relation_of(walk, name);
   return found;
 }
 

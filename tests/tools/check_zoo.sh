@@ -70,6 +70,10 @@ judge() {
     echo "FAILED  caught without the bug, too: see $folder/log"
     return
   fi
+  if ! grep -q '^tolerance: float64: .*; float32: .*; whole numbers: none$' "$folder/log"; then
+    echo "FAILED  the tolerance is not stated: see $folder/log"
+    return
+  fi
   $validate compare "$case" "$folder/out" --json > "$folder/verdict" 2> "$folder/log"
   case $? in
     0) echo "FAILED  not caught"; return ;;

@@ -1,7 +1,7 @@
 // Runs golden cases with the header at hand, a changed one in the zoo, in numbers of type
 // ZOO_NUMBER, and writes all results:
-//   run CASE OUT SETTINGS [CASE OUT SETTINGS]...   SETTINGS: further ones in JSON, or "-"
-// A case with further settings is written to OUT.case.
+//   run CASE OUT SETTINGS [CASE OUT SETTINGS]...   SETTINGS: other ones in JSON, or "-"
+// A case with other settings is written to OUT.case.
 #include "support/golden.hpp"
 
 #include <cstdio>
@@ -17,11 +17,20 @@ namespace support = widenet::support;
 
 namespace {
 
+/// What a case says about itself, with other settings: new ones, or in place of those it has.
+std::string changed(std::string about, const std::string& settings) {
+  for (const auto& setting : wn::Json::parse("{" + settings + "}", "settings").members()) {
+    const std::size_t at = about.find(wn::Json::quote(setting.first) + ":");
+    if (at != std::string::npos) about.erase(at, about.find(',', at) + 1 - at);
+  }
+  return about.insert(about.find('{', about.find("\"settings\"")) + 1, settings + ",");
+}
+
 void run(const std::string& path, const std::string& to, const std::string& settings) {
   wn::SafeTensors file = wn::read_safetensors(path);
   std::string& about = file.metadata["case"];
   if (settings != "-") {
-    about.insert(about.find('{', about.find("\"settings\"")) + 1, settings + ",");
+    about = changed(about, settings);
     wn::write_safetensors(to + ".case", file);
   }
   const wn::Json json = wn::Json::parse(about, path);
