@@ -1,4 +1,5 @@
 // Checks another implementation against this one, number by number: run it without arguments.
+#include "support/arguments.hpp"
 #include "support/compare.hpp"
 #include "support/conventions.hpp"
 #include "support/explain.hpp"
@@ -176,26 +177,15 @@ std::string listed(const std::vector<std::pair<std::string, std::string>>& knobs
   return joined(all, json ? "," : "");
 }
 
-int explain(std::vector<std::string> words, bool json) {
-  std::string next_path;
-  const auto flag = std::find(words.begin(), words.end(), "--next");
-  if (flag != words.end()) {
-    wn::require<wn::ConfigError>(words.end() - flag == 2,
-                                 "validate: one file must follow --next, and nothing else; got ",
-                                 words.end() - flag - 1);
-    next_path = words.back();
-    words.erase(flag, words.end());
-  }
-  wn::require<wn::ConfigError>(!words.empty(),
-                               "validate: there must be a run to explain; got none");
+int explain(const std::vector<std::string>& paths, const std::string& next_path, bool json) {
   const auto read = [](const std::string& path) {
     const wn::SafeTensors file = wn::read_safetensors(path);
     return support::read_layer_run(file, file);
   };
-  const support::LayerRun run = read(words[0]);
+  const support::LayerRun run = read(paths[0]);
   support::Explanation set = support::explain(run);
-  for (std::size_t i = 1; i < words.size(); ++i)
-    set = support::both_of(set, support::explain(read(words[i])));
+  for (std::size_t i = 1; i < paths.size(); ++i)
+    set = support::both_of(set, support::explain(read(paths[i])));
   const Findings findings = findings_of(set);
   const support::TellingInput next =
       set.size() > 1 ? support::telling_input(run, set) : support::TellingInput();
@@ -224,7 +214,7 @@ int explain(std::vector<std::string> words, bool json) {
     return set.size() > 0 ? 0 : 1;
   }
   std::printf("%zu combinations of conventions reproduce the run%s\n", set.size(),
-              words.size() > 1 ? "s" : "");
+              paths.size() > 1 ? "s" : "");
   if (set.size() == 0) {
     std::puts("nothing that is searched gives these results: is an input missing, such as noise, "
               "is a weight transposed, or is there something else in the layer?");
@@ -260,33 +250,32 @@ int conventions(const std::string& only) {
 
 int main(int argc, char** argv) {
   const std::vector<std::string> given(argv + 1, argv + argc);
-  std::vector<std::string> words = given;
-  const bool json = words.size() > 1 && words.back() == "--json";
-  if (json) words.pop_back();
-  const std::string command = words.empty() ? "" : words[0];
-  words.resize(std::max<std::size_t>(words.size(), 4));  // those that are not given are empty
-  const std::size_t num_words = static_cast<std::size_t>(argc - 1 - (json ? 1 : 0));
+  using Words = std::vector<std::string>;
+  using Options = support::Arguments;
   struct Command {
     const char* name;
-    std::size_t least, most;  // words after it
-    int (*run)(const std::vector<std::string>& words, bool json);
+    std::size_t least, most;  // words after it; those that are not given are empty
+    int (*run)(const Words& words, const Options& options);
   };
-  using Words = std::vector<std::string>;
   const Command commands[] = {
-      {"conventions", 0, 1, [](const Words& w, bool) { return conventions(w[1]); }},
-      {"run", 2, 3, [](const Words& w, bool) { return run(w[1], w[2], w[3]); }},
-      {"compare", 2, 2, [](const Words& w, bool as_json) { return compare(w[1], w[2], as_json); }},
-      {"explain", 1, 99, [](const Words& w, bool as_json) {
-         Words given_words(w.begin() + 1, w.end());
-         given_words.resize(std::size_t(std::find(given_words.begin(), given_words.end(), "") -
-                                        given_words.begin()));
-         return explain(given_words, as_json);
+      {"conventions", 0, 1, [](const Words& w, const Options&) { return conventions(w[1]); }},
+      {"run", 2, 3, [](const Words& w, const Options&) { return run(w[1], w[2], w[3]); }},
+      {"compare", 2, 2,
+       [](const Words& w, const Options& o) { return compare(w[1], w[2], o.json); }},
+      {"explain", 1, 99, [](const Words&, const Options& o) {
+         return explain({o.words.begin() + 1, o.words.end()}, o.next, o.json);
        }}};
+  std::string command;
   try {
+    const support::Arguments arguments = support::arguments_of(given);
+    Words words = arguments.words;
+    const std::size_t num_words = words.size();
+    if (num_words > 0) command = words[0];
+    words.resize(std::max<std::size_t>(num_words, 4));
     for (const Command& c : commands)
       if (command == c.name && c.least + 1 <= num_words && num_words <= c.most + 1)
-        return c.run(words, json);
-    const support::Answer answer = support::transfer(given);
+        return c.run(words, arguments);
+    const support::Answer answer = support::transfer(arguments.words);
     if (!answer.text.empty()) return std::fputs(answer.text.c_str(), stdout), answer.status;
   } catch (const wn::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,5 +1,6 @@
 // Tests of the search for the conventions that reproduce a run of the layer.
 #include "check.hpp"
+#include "support/arguments.hpp"
 #include "support/explain.hpp"
 #include "support/golden.hpp"
 
@@ -331,6 +332,25 @@ TEST_CASE("explain: dumps as files, with and without a case, and their errors") 
   tutel.rules.gate = GateRule::raw;
   CHECK(!support::explain(run).contains(tutel, true));
 
+  // The Switch block of transformers, outputs alone: its slots are the run's, not the preset's.
+  const auto theirs = read_safetensors("data/golden/moe_hf_switch_run.safetensors");
+  LayerRun hf_switch = support::read_layer_run(theirs, theirs);
+  hf_switch.results = {{"y", hf_switch.results.at("y")},
+                       {"balance_loss", hf_switch.results.at("balance_loss")}};
+  const support::Explanation of_switch = support::explain(hf_switch);
+  std::set<std::string> presets;
+  for (const auto& preset : Conventions::presets()) {
+    Combination c;
+    c.rules = preset.second;
+    if (of_switch.contains(c, true)) presets.insert(preset.first);
+  }
+  CHECK(presets == std::set<std::string>{"hf_switch"});
+  Combination own;
+  own.K = 1, own.rules = Conventions::hf_switch();
+  CHECK(!of_switch.contains(own));  // 64 slots
+  own.rules.capacity_slots = 2;
+  CHECK(of_switch.contains(own));
+
   SafeTensors dump = golden;
   dump.metadata = {{"top_k", "2"}, {"capacity_factor", "0.75"}, {"batch", "2"},
                    {"noise_scale", "0.5"}};
@@ -360,4 +380,92 @@ TEST_CASE("explain: dumps as files, with and without a case, and their errors") 
   fails(dump, "widenet: explain: noise must have 64 values; got 3");
   dump.tensors.erase("in.x");
   fails(dump, "widenet: explain: a dump must hold in.x; got none");
+}
+
+TEST_CASE("explain: the types of numbers that a dump may have") {
+  SafeTensors file;
+  const auto store = [&](const char* dtype, const std::vector<int>& bytes) {
+    file.tensors[dtype] = {dtype, Shape{Index(bytes.size()) / detail::bytes_of_dtype(dtype)},
+                           {bytes.begin(), bytes.end()}};
+  };
+  file.add("F64", Shape{2}, std::vector<double>{0.1, -2});
+  file.add("F32", Shape{2}, std::vector<float>{0.1f, -2});
+  file.add("I64", Shape{2}, std::vector<std::int64_t>{-3, std::int64_t(1) << 40});
+  file.add("I32", Shape{2}, std::vector<std::int32_t>{-3, 1 << 30});
+  file.add("U8", Shape{2}, std::vector<std::uint8_t>{0, 255});
+  file.add("nothing", Shape{0}, std::vector<double>());
+  store("BOOL", {1, 0}), store("F16", {0x00, 0x3E, 0x00, 0xC0});    // little-endian
+  store("BF16", {0xC0, 0x3F, 0x00, 0xC0}), store("I16", {1, 0});
+  CHECK(support::numbers_of(file, "F64") == Numbers{0.1, -2});
+  CHECK(support::numbers_of(file, "F32") == Numbers{double(0.1f), -2});
+  CHECK(support::numbers_of(file, "F16") == Numbers{1.5, -2});
+  CHECK(support::numbers_of(file, "BF16") == Numbers{1.5, -2});
+  CHECK(support::numbers_of(file, "I64") == Numbers{-3, 1099511627776});
+  CHECK(support::numbers_of(file, "I32") == Numbers{-3, 1073741824});
+  CHECK(support::numbers_of(file, "U8") == Numbers{0, 255});
+  CHECK(support::numbers_of(file, "BOOL") == Numbers{1, 0});
+  CHECK(support::numbers_of(file, "nothing").empty());
+  CHECK_THROWS_WITH_AS(support::numbers_of(file, "I16"),
+                       "widenet: dump: I16 must have type F64, F32, F16, BF16, I64, I32, U8 or "
+                       "BOOL; got I16", IoError);
+}
+
+TEST_CASE("explain: a run whose results are of 16 bits") {
+  const check::OneThread one_thread;
+  Dice dice{Rng(23)};
+  Combination hidden;
+  hidden.factor = {1, 2}, hidden.rules.noise = RouterNoise::none;
+  hidden.rules.gate = GateRule::renormalized, hidden.rules.balance = BalanceRule::switch_top1;
+  LayerRun run = random_run(dice, hidden, 2, 8);
+  run_by_header(run, hidden);
+  SafeTensors file = support::case_of(run, hidden);
+  file.metadata.erase("case");
+  const auto stored = [](const Shape& shape, const Numbers& values) {  // bfloat16, cut off
+    StoredTensor result{"BF16", shape, {}};
+    for (const double value : values) {
+      const float narrow = static_cast<float>(value);
+      char bytes[4];
+      std::memcpy(bytes, &narrow, sizeof bytes);
+      result.bytes.insert(result.bytes.end(), bytes + 2, bytes + 4);
+    }
+    return result;
+  };
+  file.tensors["out.y"] = stored({Index(run.N), Index(run.D)}, run.results.at("y"));
+  file.tensors["out.balance_loss"] = stored({}, run.results.at("balance_loss"));
+  const LayerRun back = support::read_layer_run(file, file);
+  CHECK(back.rounding_unit == 0x1p-8);
+  const support::Explanation set = support::explain(back);
+  CHECK(set.contains(hidden));
+  Combination other = hidden;
+  other.rules.gate = GateRule::raw;
+  CHECK(!set.contains(other));
+}
+
+TEST_CASE("validate: options in any place, and their errors") {
+  using Words = std::vector<std::string>;
+  for (const Words& given : {Words{"explain", "a", "b", "--next", "c", "--json"},
+                             Words{"explain", "--json", "a", "--next", "c", "b"},
+                             Words{"--next", "c", "--json", "explain", "a", "b"}}) {
+    const support::Arguments arguments = support::arguments_of(given);
+    CHECK(arguments.words == Words{"explain", "a", "b"});
+    CHECK(arguments.json);
+    CHECK(arguments.next == "c");
+  }
+  CHECK(support::arguments_of({"compare", "--json", "a", "b"}).json);
+  CHECK(!support::arguments_of({"explain", "a"}).json);
+  CHECK(support::arguments_of({"--help"}).words == Words{"--help"});
+  CHECK(support::arguments_of({}).words.empty());
+  const auto fails = [](const Words& given, const char* text) {
+    CHECK_THROWS_WITH_AS(support::arguments_of(given), text, ConfigError);
+  };
+  const std::string rule = "widenet: validate: an option must be --json, of compare and explain, or "
+                           "--next FILE, of explain; got ";
+  fails({"explain", "a", "--jason"}, (rule + "--jason of explain").c_str());
+  fails({"run", "--json", "a", "b"}, (rule + "--json of run").c_str());
+  fails({"compare", "a", "b", "--next", "c"}, (rule + "--next of compare").c_str());
+  fails({"--json"}, (rule + "--json of no command").c_str());
+  fails({"explain", "a", "--next"},
+        "widenet: validate: --next must be followed by a file; got the end");
+  fails({"explain", "--next", "--json", "a"},
+        "widenet: validate: --next must be followed by a file; got --json");
 }

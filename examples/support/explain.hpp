@@ -6,11 +6,13 @@
 #ifndef WIDENET_EXAMPLES_SUPPORT_EXPLAIN_HPP
 #define WIDENET_EXAMPLES_SUPPORT_EXPLAIN_HPP
 
+#include "half.hpp"
 #include "widenet.hpp"
 
 #include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, ...
 #include <cmath>             // erf, exp, fabs, fma, fmax, log, sqrt, tanh
-#include <cstdint>           // int32_t, int64_t
+#include <cstdint>           // int32_t, int64_t, uint8_t
+#include <cstring>           // memcpy
 #include <initializer_list>  // initializer_list
 #include <map>               // map
 #include <memory>            // make_shared, shared_ptr
@@ -27,15 +29,33 @@ namespace widenet::support {
 using Numbers = std::vector<double>;
 using Integers = std::vector<std::int32_t>;
 
-/// The values of any type of number as doubles.
+/// The values of a tensor as doubles; of BOOL 0 and 1.
+///
+///   Errors    IoError if its type is none of those read
 inline Numbers numbers_of(const SafeTensors& file, const std::string& name) {
+  const StoredTensor tensor = widened(file.at(name));
   const auto all = [&](auto zero) {
-    const auto values = file.values<decltype(zero)>(name);
+    std::vector<decltype(zero)> values(tensor.bytes.size() / sizeof zero);
+    if (!values.empty()) std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
     return Numbers(values.begin(), values.end());
   };
-  const std::string& dtype = file.at(name).dtype;
-  return dtype == "F64" ? all(0.0) : dtype == "F32" ? all(0.0f)
-         : dtype == "I64" ? all(std::int64_t(0)) : all(std::int32_t(0));
+  const std::string& dtype = tensor.dtype;
+  if (dtype == "F64") return all(0.0);
+  if (dtype == "F32") return all(0.0f);
+  if (dtype == "I64") return all(std::int64_t(0));
+  if (dtype == "I32") return all(std::int32_t(0));
+  require<IoError>(dtype == "U8" || dtype == "BOOL", "dump: ", name,
+                   " must have type F64, F32, F16, BF16, I64, I32, U8 or BOOL; got ", dtype);
+  return all(std::uint8_t(0));
+}
+
+/// The rounding unit of a type of floats: half of what 1 and the next number are apart; else 0.
+inline double rounding_unit_of(const std::string& dtype) {
+  return dtype == "F64"    ? 0x1p-53
+         : dtype == "F32"  ? 0x1p-24
+         : dtype == "F16"  ? 0x1p-11
+         : dtype == "BF16" ? 0x1p-8
+                           : 0;
 }
 
 // What is explained ===============================================================================
@@ -50,7 +70,7 @@ struct LayerRun {
   Rational factor{0, 1};         // of capacity; 0: not known
   double noise_scale = 0;        // 0: not known
   double threshold = -1;         // second_choice_threshold; -1: not known
-  bool is_float = false;         // the results are float32
+  double rounding_unit = 0x1p-53;  // the largest of a result
   Numbers x, w, b, w1, b1, w2, b2, gamma, beta;  // weights of each block, also if they are shared
   Numbers noise;                 // (N, E), as it was added to the logits
   Numbers draws;                 // (N, E), as it was drawn: a law makes noise of it
@@ -204,7 +224,7 @@ inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& resul
                                 ? std::string("out.") + name : std::string(name);
     if (results.tensors.count(key) == 0) continue;
     run.results[name] = numbers_of(results, key);
-    run.is_float = run.is_float || results.at(key).dtype == "F32";
+    run.rounding_unit = std::fmax(run.rounding_unit, rounding_unit_of(results.at(key).dtype));
   }
   require<IoError>(run.results.count("y") + run.results.count("balance_loss") > 0,
                    "explain: a dump must hold out.y or out.balance_loss; got neither");
@@ -627,13 +647,14 @@ struct CapacityFormula {
     c.rules.capacity_multiple = multiple, c.rules.capacity_minimum = minimum;
     c.rules.capacity_slots = slots, c.rules.unusable_slots = unusable;
   }
-  bool is_of(const Combination& c, bool with_factor) const {
+  /// Whether this is the capacity of c; if not `with_sizes`, whatever the factor or the slots are.
+  bool is_of(const Combination& c, bool with_sizes) const {
     const Conventions& r = c.rules;
     return rule == r.capacity && multiple == r.capacity_multiple &&
            minimum == r.capacity_minimum && unusable == r.unusable_slots &&
            (!has_rounding(rule) || rounding == r.capacity_rounding) &&
-           (rule != CapacityRule::absolute || slots == r.capacity_slots) &&
-           (!with_factor || !has_factor(rule) || factor == c.factor);
+           (!with_sizes || rule != CapacityRule::absolute || slots == r.capacity_slots) &&
+           (!with_sizes || !has_factor(rule) || factor == c.factor);
   }
 };
 
@@ -720,8 +741,8 @@ struct Explanation {
   static auto rest_of(const Combination& c) {
     return std::make_tuple(c.K, c.activation, c.activation_at_output, c.is_rms, c.norm_eps);
   }
-  /// Whether these conventions are in the set; with `rules_only` whatever K, the factor, GELU and
-  /// the norm are.
+  /// Whether these conventions are in the set; with `rules_only` whatever K, the factor or an
+  /// absolute capacity, GELU and the norm are.
   bool contains(const Combination& c, bool rules_only = false) const {
     const Conventions& r = c.rules;
     const auto rules = rules_of(c);
@@ -765,10 +786,12 @@ struct Explanation {
   }
 };
 
-/// How far a result may be off: 1e-12 of its largest value (float: 8 sqrt(D + F) units in its last
-/// place).
+/// How far a result may be off, of its largest value: float64 1e-12, float32 8 sqrt(D + F) rounding
+/// units, and types of 16 bits, whose sums are taken in float32, 8 of their own.
 inline double tolerance_of(const LayerRun& run, double largest) {
-  return largest * (run.is_float ? 8 * std::sqrt(double(run.D + run.F)) * 0x1p-24 : 1e-12);
+  const double unit = run.rounding_unit, terms = double(run.D + run.F);
+  if (unit <= 0x1p-53) return 1e-12 * largest;
+  return 8 * (unit > 0x1p-24 ? 1 : std::sqrt(terms)) * unit * largest;
 }
 
 /// The combinations that are in two sets: those that reproduce two runs of one kind, such as a run
