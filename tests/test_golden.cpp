@@ -3,6 +3,7 @@
 #include "support/compare.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <iomanip>
 #include <set>
@@ -107,6 +108,51 @@ TEST_CASE("golden data: the header agrees in double, integers exactly") {
     }
     CHECK(compared > 0);
   }
+}
+
+TEST_CASE("golden data: results of whole models come block by block, as they are computed") {
+  const check::OneThread one_thread;
+  const auto begins = [](const char* name, std::vector<std::string> names) {
+    const SafeTensors file = read_safetensors(std::string(folder) + "/" + name + ".safetensors");
+    std::vector<std::string> order =
+        support::run_golden<double>(support::read_case(name, file), file).order;
+    order.resize(names.size());
+    CHECK(order == names);
+  };
+  begins("vision_dropout",
+         {"embedding", "block.0.norm1", "block.0.q", "block.0.k", "block.0.v", "block.0.attention",
+          "block.0.o", "block.0.middle", "block.0.norm2", "block.0.y", "block.1.norm1"});
+  begins("encoder_post_norm",
+         {"block.0.q", "block.0.k", "block.0.v", "block.0.attention", "block.0.o", "block.0.middle",
+          "block.0.norm1", "routing.0.logits", "routing.0.probabilities", "routing.0.expert",
+          "routing.0.slot", "routing.0.gate", "routing.0.load", "routing.0.kept",
+          "routing.0.importance", "balance_losses.0", "block.0.results", "block.0.y",
+          "block.0.norm2", "block.1.q"});
+}
+
+TEST_CASE("golden data: masks of dropout, orders and coins are those that the header draws") {
+  const auto fails = [](const char* name, const std::string& input, const Index at,
+                        const double value, const char* text) {
+    SafeTensors file = read_safetensors(std::string(folder) + "/" + name + ".safetensors");
+    std::vector<char>& bytes = file.tensors.at("in." + input).bytes;
+    const auto whole = static_cast<std::int32_t>(value);
+    if (file.at("in." + input).dtype == "I32")
+      std::memcpy(bytes.data() + at * 4, &whole, 4);
+    else
+      std::memcpy(bytes.data() + at * 8, &value, 8);
+    CHECK_THROWS_WITH_AS(support::run_golden<double>(support::read_case(name, file), file), text,
+                         ValueError);
+  };
+  fails("vision_dropout", "mask.embedding", 5, 0,
+        "widenet: golden: mask.embedding must be what the header draws from the seed; got 0 at 5");
+  fails("vision_dropout", "mask.0.hidden", 1, 2,
+        "widenet: golden: mask.0.hidden must be what the header draws from the seed; got 2 at 1");
+  fails("language_dropout", "mask.2.output", 3, 0,
+        "widenet: golden: mask.2.output must be what the header draws from the seed; got 0 at 3");
+  fails("moe_random_priority", "order", 0, 31,
+        "widenet: golden: order must be what the header draws from the seed; got another");
+  fails("moe_refused_choices", "coins", 1, 2,
+        "widenet: golden: coins must be what the header draws from the seed, 0.294035 at 1; got 2");
 }
 
 TEST_CASE("golden data: in float nobody is twice as wrong as the other may be") {

@@ -9,7 +9,8 @@
 #include "widenet.hpp"
 
 #include <algorithm>         // min
-#include <cstdint>           // int32_t, uint8_t
+#include <cmath>             // fabs
+#include <cstdint>           // int32_t, uint64_t, uint8_t
 #include <fstream>           // ifstream
 #include <initializer_list>  // initializer_list
 #include <iterator>          // istreambuf_iterator
@@ -227,10 +228,12 @@ class GoldenRun {
         router_logits(seen, in("shared.moe.router.weight"), maybe("shared.moe.router.bias"));
     const Index group = x.shape()[0] / B * std::min(B, rules.capacity_sequences);
     const Buffer<T> noise = has("noise") ? Buffer<T>(values("noise")) : Buffer<T>();
-    const bool is_replayed = has("replay.expert");
+    const bool is_replayed = has("replay.expert"), is_drawn = has("order") || has("coins");
     const auto choices = is_replayed ? replayed("") : typename Replay<T>::Choices();
-    const Routing<T> r = route(logits, {c.top_k, c.capacity_factor, rules, group}, noise, nullptr,
-                               is_replayed ? &choices : nullptr);
+    const Rng draw(is_drawn ? seed() : 0);
+    const Routing<T> r = route(logits, {c.top_k, c.capacity_factor, rules, group}, noise,
+                               is_drawn ? &draw : nullptr, is_replayed ? &choices : nullptr);
+    require_drawn(r, draw);
     out("", r);
     const Tensor<T> tokens = rules.noise == RouterNoise::jitter_in_place ? seen : x;
     const Tensor<T> slots = dispatch(tokens, r);
@@ -247,6 +250,22 @@ class GoldenRun {
     out("y", combined);
     out("balance_loss", balance);
     return combined;
+  }
+  /// The header draws an order of priority and coins itself: those of a case must be the same.
+  void require_drawn(const Routing<T>& r, const Rng& draw) const {
+    if (has("order"))
+      require<ValueError>(
+          integers("order") ==
+              widenet::detail::order_of_priority(Priority::random, r, &draw).to_vector(),
+          "golden: order must be what the header draws from the seed; got another");
+    const std::vector<T> coins = has("coins") ? values("coins") : std::vector<T>();
+    require<ShapeError>(coins.empty() || static_cast<Index>(coins.size()) == r.N * r.K,
+                        "golden: coins must be (N, K); got ", coins.size(), " values");
+    for (std::size_t i = 0; i < coins.size(); ++i) {
+      const double drawn = draw.uniform(r.N * r.K + static_cast<Index>(i));
+      require<ValueError>(std::fabs(drawn - double(coins[i])) < 1e-6, "golden: coins must be what "
+                          "the header draws from the seed, ", drawn, " at ", i, "; got ", coins[i]);
+    }
   }
   void mixture_case() {
     const auto c = config<EncoderConfig>(widenet::detail::visit_encoder);
@@ -305,28 +324,97 @@ class GoldenRun {
       replay.noise.push_back(Buffer<T>(values("noise." + std::to_string(t))));
     return replay;
   }
-  template <class Output>
-  void out_routings(const Output& output) {
-    for (std::size_t t = 0; t < output.routings.size(); ++t) {
-      out("routing." + std::to_string(t) + ".", output.routings[t]);
-      out("balance_losses." + std::to_string(t), output.balance_losses[t]);
+  std::uint64_t seed() const { return static_cast<std::uint64_t>(integer("seed")); }
+  bool is_training() const { return has("mask.embedding"); }
+  Training training() const { return {Rng(seed()), integer("step")}; }
+  /// The header draws masks of dropout itself: those of a case must be the same.
+  void require_mask(const std::string& name, Purpose purpose, Index block, const Shape& s,
+                    double fraction) const {
+    require<ShapeError>(shape(name) == s, "golden: ", name, " must have shape ", s, "; got ",
+                        shape(name));
+    const DropoutMask<T> mask{training().stream(purpose, block), fraction};
+    const std::vector<std::int32_t> given = integers(name);
+    for (std::size_t i = 0; i < given.size(); ++i)
+      require<ValueError>((mask(static_cast<Index>(i)) != T(0)) == (given[i] == 1), "golden: ",
+                          name, " must be what the header draws from the seed; got ", given[i],
+                          " at ", i);
+  }
+  void require_masks(const EncoderConfig& c, Index B, Index tokens) const {
+    const Index D = c.width;
+    require_mask("mask.embedding", Purpose::embedding_dropout, 0, {B, tokens, D}, c.dropout);
+    for (Index i = 0; i < c.blocks; ++i) {
+      const std::string name = "mask." + std::to_string(i) + ".";
+      const auto of_choices = [&](Index width) {
+        return c.is_moe(i) ? Shape{B * tokens, c.top_k, width} : Shape{B, tokens, width};
+      };
+      require_mask(name + "attention", Purpose::attention_dropout, i, {B, tokens, D}, c.dropout);
+      require_mask(name + "hidden", Purpose::hidden_dropout, i,
+                   of_choices(c.is_moe(i) ? c.expert_hidden : c.dense_hidden), c.dropout);
+      require_mask(name + "output", Purpose::output_dropout, i, of_choices(D), c.dropout);
     }
+  }
+
+  /// forward(record) without a record, after its blocks, each recorded in a pass of its own, and
+  /// its routings are among the results, in the order in which they are computed.
+  template <class Forward>
+  auto traced(const EncoderConfig& c, Forward forward) {
+    std::size_t num_routings = 0;
+    for (Index i = 0; i < c.blocks; ++i) {
+      const NoGrad no_graph;
+      BlockRecord<T> record;
+      record.block = i;
+      const auto output = forward(&record);
+      if (i == 0 && !has("x")) out("embedding", record.attention.input);
+      const std::string name = "block." + std::to_string(i) + ".";
+      out_attention(name, c, record);
+      if (c.routes(i)) {
+        const std::string t = std::to_string(num_routings);
+        out("routing." + t + ".", output.routings[num_routings]);
+        out("balance_losses." + t, output.balance_losses[num_routings++]);
+      }
+      if (record.results) out(name + "results", record.results);
+      out(name + "y", record.ffn.change);
+      if (!c.is_pre_norm) out(name + "norm2", record.ffn.normed);
+    }
+    const auto output = forward(nullptr);
     out("balance_loss", output.balance_loss);
+    return output;
+  }
+  /// A block up to what its mixture of experts, or feed-forward network, is given.
+  void out_attention(const std::string& name, const EncoderConfig& c,
+                     const BlockRecord<T>& record) {
+    if (c.is_pre_norm) out(name + "norm1", record.attention.normed);
+    out(name + "q", record.heads.q), out(name + "k", record.heads.k);
+    out(name + "v", record.heads.v), out(name + "attention", record.heads.mixed);
+    out(name + "o", record.attention.change), out(name + "middle", record.attention.sum);
+    out(name + (c.is_pre_norm ? "norm2" : "norm1"),
+        c.is_pre_norm ? record.ffn.normed : record.attention.normed);
+  }
+  template <class Model, class Input>
+  auto traced_model(const Model& model, const Input& x, Index B, Index tokens) {
+    const EncoderConfig& c = model.config().encoder;
+    if (is_training()) require_masks(c, B, tokens);
+    return traced(c, [&](BlockRecord<T>* record) {
+      return is_training() ? model.forward(x, training(), replay(), record)
+                           : model.forward(x, replay(), record);
+    });
   }
   void encoder_case() {
     ParameterSet<T> parameters(Rng(0));
-    const Encoder<T> encoder(config<EncoderConfig>(widenet::detail::visit_encoder), parameters);
+    const auto c = config<EncoderConfig>(widenet::detail::visit_encoder);
+    const Encoder<T> encoder(c, parameters);
     load(parameters.list());
-    const auto output = encoder.forward(in("x"), nullptr, replay());
-    out_routings(output);
+    const auto output = traced(c, [&](BlockRecord<T>* record) {
+      return encoder.forward(in("x"), nullptr, replay(), {}, {}, record);
+    });
     out("tokens", output.tokens);
     finish(sum(multiply(output.tokens, constant("d_y"))) + output.balance_loss);
   }
   void vision_case() {
     const VisionModel<T> model(config<VisionConfig>(widenet::detail::visit_vision), Rng(0));
     load(model.parameters());
-    const auto output = model.forward(constant("images"), replay());
-    out_routings(output);
+    const auto output =
+        traced_model(model, constant("images"), shape("images")[0], model.config().num_tokens());
     out("logits", output.logits);
     const Tensor<T> main = cross_entropy(output.logits, integers("labels"));
     out("main_loss", main);
@@ -338,8 +426,7 @@ class GoldenRun {
     TokenBatch batch;
     batch.B = shape("token")[0], batch.T = shape("token")[1];
     batch.token = integers("token"), batch.type = integers("type"), batch.mask = mask("mask");
-    const auto output = model.forward(batch, replay());
-    out_routings(output);
+    const auto output = traced_model(model, batch, batch.B, batch.T);
     out("tokens", output.tokens);
     const Tensor<T> masked = model.masked_logits(output.tokens, integers("places"));
     const Tensor<T> order = model.order_logits(output.tokens);

@@ -3,7 +3,8 @@
   make_golden.py [--out data/golden]      needs torch, numpy, safetensors, transformers and timm
 
 Every case is a safetensors file of
-  in.NAME      inputs: weights, data, noise and masks, as float64 values that float32 holds exactly
+  in.NAME      inputs: weights, data, noise and masks, as float64 values that float32 holds exactly;
+               dropout is mask.embedding, mask.I.attention, .hidden, .output: x mask / (1 - dropout)
   out.NAME     results in float64, gradients as grad.NAME; whole numbers as int32
   out32.NAME   the same, computed in float32
 and its metadata say which operation with which settings it is. manifest.json names all cases with
@@ -24,6 +25,7 @@ import numpy
 import safetensors
 import safetensors.numpy
 import timm
+import timm.optim
 import torch
 import transformers
 from timm.models.vision_transformer import VisionTransformer
@@ -34,11 +36,49 @@ from transformers.models.vit.modeling_vit import ViTConfig, ViTLayer
 
 import widenet_torch as wide
 
-SEED = 20107
+SEED, STEP = 20107, 2
 OURS = "tests/reference/widenet_torch.py"
 HUGGING = "transformers " + transformers.__version__
 CASES = []
 ROUTING = ("logits", "probabilities", "expert", "slot", "gate", "load", "kept", "importance")
+
+
+def header_uniform(seed, count, purpose="user", block=0, step=0):
+    """The first values of a stream of the header's Rng, uniform in (0, 1): its masks of dropout,
+    orders and coins become inputs, so that it can run a case that has them.
+
+    Source: Philox4x32-10, Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011"""
+    low, i = 0xFFFFFFFF, numpy.arange((count + 3) // 4, dtype=numpy.uint64)
+    x = [i] + [numpy.full_like(i, c) for c in (block << 16, step, PURPOSES.index(purpose) << 24)]
+    key = [seed & low, seed >> 32]
+    for _ in range(10):
+        a, b = x[0] * 0xD2511F53, x[2] * 0xCD9E8D57
+        x = [b >> 32 ^ x[1] ^ key[0], b & low, a >> 32 ^ x[3] ^ key[1], a & low]
+        key = [(key[0] + 0x9E3779B9) & low, (key[1] + 0xBB67AE85) & low]
+    return (numpy.stack(x, 1).reshape(-1)[:count] + 0.5) * 2.0**-32
+
+
+PURPOSES = ("user", "initial_weight", "shuffle", "router_noise", "priority", "embedding_dropout",
+            "attention_dropout", "hidden_dropout", "output_dropout")
+
+
+def dropout_masks(c, B, T):
+    """Masks of one step of training of an encoder, 0 or 1, with a probability of c["dropout"] of 0.
+    Those of experts belong to choices (n, k)."""
+    def mask(purpose, block, *shape):
+        drawn = header_uniform(SEED, math.prod(shape), purpose, block, STEP)
+        return torch.from_numpy((drawn >= c["dropout"]).astype(numpy.int64)).reshape(shape)
+    D, K = c["width"], c["top_k"]
+    num_moe = 0 if c["experts"] == 0 else c["blocks"] if c["moe_blocks"] < 0 else c["moe_blocks"]
+    masks = {"mask.embedding": mask("embedding_dropout", 0, B, T, D)}
+    for i in range(c["blocks"]):
+        is_dense = i < c["blocks"] - num_moe
+        rows = (B, T) if is_dense else (B * T, K)
+        hidden = c["dense_hidden" if is_dense else "expert_hidden"]
+        masks[f"mask.{i}.attention"] = mask("attention_dropout", i, B, T, D)
+        masks[f"mask.{i}.hidden"] = mask("hidden_dropout", i, *rows, hidden)
+        masks[f"mask.{i}.output"] = mask("output_dropout", i, *rows, D)
+    return masks
 
 
 class Draw:
@@ -113,7 +153,8 @@ def float32_errors(name, compute, inputs, constant, exact):
 def case(name, op, compute, inputs, settings=None, constant=(), zero=(), source=OURS, check=None):
     """One file. `constant` inputs get no gradient; results in `zero` are 0 but for rounding;
     `check` computes the same in another way, and must agree in float64."""
-    constant = set(constant) | {n for n in inputs if n.startswith(("d_", "noise", "jitter"))}
+    constant = set(constant) | {n for n in inputs if n.startswith(("d_", "noise", "jitter",
+                                                                    "coins"))}
     inputs = {n: x.float().double() if x.is_floating_point() else x for n, x in inputs.items()}
     out = evaluate(compute, inputs, constant, torch.float64)
     out32 = evaluate(compute, inputs, constant, torch.float32)
@@ -254,7 +295,7 @@ BIASES = ("shared.moe.experts.{}.fc1.bias", "shared.moe.experts.{}.fc2.bias")
 
 
 def mixture(name, rules, B=2, T=8, noise=None, change=None, source=OURS, zero=(), constant=(),
-            replace=None, **config):
+            replace=None, settings=None, **config):
     """One mixture of experts, stage by stage. `noise` is its deviation, any number under jitter;
     `replace` gives results of public code that take the place of ours."""
     d = Draw(name)
@@ -270,7 +311,8 @@ def mixture(name, rules, B=2, T=8, noise=None, change=None, source=OURS, zero=()
         change(inputs, d)
 
     def compute(x):
-        r, seen = wide.routed(x["x"], x, "shared.moe.router", c, B, x.get("noise"), x.get("jitter"))
+        r, seen = wide.routed(x["x"], x, "shared.moe.router", c, B,
+                              *map(x.get, ("noise", "jitter", "order", "coins")))
         trace = whole(r)
         y = wide.mixture(seen, x, "shared.moe.experts", c, r, trace)
         trace["balance_loss"] = wide.balance_loss([r], rules["balance"])
@@ -279,8 +321,8 @@ def mixture(name, rules, B=2, T=8, noise=None, change=None, source=OURS, zero=()
 
     r = evaluate(compute, inputs, set(inputs), torch.float64)
     case(name, "mixture", (lambda x: {**compute(x), **replace(x, c, B)}) if replace else compute,
-         inputs, dict(as_settings(c), batch=B), constant=constant, source=source, zero=zero,
-         check=compute if replace else None)
+         inputs, dict(as_settings(c), batch=B, **(settings or {})), constant=constant,
+         source=source, zero=zero, check=compute if replace else None)
     return r
 
 
@@ -331,6 +373,19 @@ def mixtures():
     mixture("moe_batch_priority", rules(priority="batch_priority"), noise=1 / 4,
             capacity_factor=(3, 4))
     mixture("moe_highest_gate", rules(priority="highest_gate"), noise=1 / 4, capacity_factor=(3, 4))
+    def in_random_order(i, d):  # 16 tokens, two choices: by keys that float32 tells apart
+        keys = header_uniform(SEED, 32).astype(numpy.float32)
+        assert len(set(keys)) == 32
+        i["order"] = torch.from_numpy(numpy.argsort(-keys))
+    mixture("moe_random_priority", rules(priority="random"), noise=1 / 4, capacity_factor=(3, 4),
+            change=in_random_order, settings=dict(seed=SEED))
+
+    def with_coins(i, d):  # the header draws those of N K = 64 choices behind an order of priority
+        i["coins"] = torch.from_numpy(header_uniform(SEED, 128)[64:].reshape(32, 2))
+    r = mixture("moe_refused_choices", rules("mesh_top2", second_choice_threshold=0.75), T=16,
+                capacity_factor=(3, 1), change=with_coins, settings=dict(seed=SEED))
+    dropped = (r["slot"] < 0).sum(0)
+    assert dropped[0] == 0 and 8 <= dropped[1] <= 24, dropped  # first and second choices, of 32
     mixture("moe_gated_input", rules(dropped="gated_input"), noise=1 / 4, capacity_factor=(1, 2))
     mixture("moe_router_bias", rules(router_bias=True), noise=1 / 4)
     mixture("moe_clean_gate", rules(gate_sees_noise=False, balance_sees_noise=False), noise=1 / 2)
@@ -466,6 +521,10 @@ def key_biases(weights):
     return ["grad." + n for n in weights if n.endswith("attn.k.bias")]
 
 
+def masks_of(inputs):
+    return {n[5:]: x for n, x in inputs.items() if n.startswith("mask.")}
+
+
 def noise_of(inputs):
     noise = [inputs[n] for n in sorted(inputs) if n.startswith("noise.")]
     return noise or None
@@ -480,8 +539,9 @@ def encoder(name, num_noise=0, theirs=None, source=OURS, scale=0.5, **config):
         inputs[f"noise.{t}"] = d(B * T, c["experts"], scale=1 / c["experts"])
 
     def compute(w):
-        out = models_output(*wide.encoder(w["x"], w, c, noise_of(w)))
-        return dict(out, loss=(out["tokens"] * w["d_y"]).sum() + out["balance_loss"])
+        trace = {}
+        trace |= models_output(*wide.encoder(w["x"], w, c, noise_of(w), trace=trace))
+        return dict(trace, loss=(trace["tokens"] * w["d_y"]).sum() + trace["balance_loss"])
     def replaced(w):
         y = theirs(w)
         return dict(tokens=y, loss=(y * w["d_y"]).sum())
@@ -557,11 +617,12 @@ def vision_shapes(c):
     return shapes | {"head.weight": (D, c["classes"]), "head.bias": (c["classes"],)}
 
 
-def vision_loss(w, c, theirs=None):
-    logits, routings, losses, total = wide.vision_model(w["images"], w, c, noise_of(w))
-    out = dict(logits=logits, **models_output(None, routings, losses, total))
+def vision_loss(w, c):
+    trace = {}
+    logits, *rest = wide.vision_model(w["images"], w, c, noise_of(w), masks_of(w), trace)
+    out = dict(trace, logits=logits, **models_output(None, *rest))
     main = wide.cross_entropy(logits, w["labels"])
-    return dict(out, main_loss=main, loss=main + 0.01 * total)
+    return dict(out, main_loss=main, loss=main + 0.01 * out["balance_loss"])
 
 
 def vision(name, num_noise=0, theirs=None, source=OURS, encoder=None, **config):
@@ -573,13 +634,17 @@ def vision(name, num_noise=0, theirs=None, source=OURS, encoder=None, **config):
                   labels=d.integers(0, c["classes"], B), **weights)
     for t in range(num_noise):
         inputs[f"noise.{t}"] = d(B * T, 4, scale=0.25)
+    settings = as_settings(c)
+    if c["encoder"]["dropout"] > 0:
+        inputs |= dropout_masks(c["encoder"], B, T)
+        settings |= dict(seed=SEED, step=STEP)
 
     def replaced(w):
         logits = theirs(w, c)
         main = torch.nn.functional.cross_entropy(logits, w["labels"])
         return dict(logits=logits, main_loss=main, loss=main)
     case(name, "vision", (lambda w: replaced(w)) if theirs else lambda w: vision_loss(w, c), inputs,
-         as_settings(c), constant=["images"], source=source, zero=key_biases(weights),
+         settings, constant=["images"], source=source, zero=key_biases(weights),
          check=(lambda w: vision_loss(w, c)) if theirs else None)
 
 
@@ -635,6 +700,10 @@ def language(name, num_noise=0, theirs=None, source=OURS, encoder=None):
                   answer=d.integers(0, T, B), **weights)
     for t in range(num_noise):
         inputs[f"noise.{t}"] = d(B * T, 4, scale=0.25)
+    settings = as_settings(c)
+    if c["encoder"]["dropout"] > 0:
+        inputs |= dropout_masks(c["encoder"], B, T)
+        settings |= dict(seed=SEED, step=STEP)
 
     def heads(w, tokens):
         masked, first = wide.masked_logits(tokens, w["places"], w, c), wide.pooled(tokens, w)
@@ -649,15 +718,16 @@ def language(name, num_noise=0, theirs=None, source=OURS, encoder=None):
                     span_logits=span, main_loss=main)
 
     def compute(w):
-        out = models_output(*wide.language_model(w["token"], w["type"], w, c, noise_of(w),
-                                                 w["mask"]))
+        out = {}
+        out |= models_output(*wide.language_model(w["token"], w["type"], w, c, noise_of(w),
+                                                  w["mask"], masks_of(w), out))
         out |= heads(w, out["tokens"])
         return dict(out, loss=out["main_loss"] + 0.01 * out["balance_loss"])
     def replaced(w):
         tokens, first = theirs(w, c)
         out = dict(heads(w, tokens), tokens=tokens, pooled=first)
         return dict(out, loss=out["main_loss"])
-    case(name, "language", replaced if theirs else compute, inputs, as_settings(c), source=source,
+    case(name, "language", replaced if theirs else compute, inputs, settings, source=source,
          zero=key_biases(weights) + ["grad.span.bias"], check=compute if theirs else None)
 
 
@@ -696,12 +766,15 @@ def models():
     vision("vision_patch_mean", pooling="patch_mean", encoder=dict(blocks=2))
     vision("vision_author_tf", num_noise=3,
            encoder=dict(conventions=wide.conventions("author_tf"), gelu_at_output=True))
+    vision("vision_dropout", num_noise=2, encoder=dict(dropout=0.2, moe_blocks=2))
     vision("vision_timm_run", theirs=timm_model, class_token="trained", pooling="class_token",
            source="timm " + timm.__version__ + ", VisionTransformer",
            encoder=dict(experts=0, blocks=2, dense_hidden=24, gelu="erf", share_attention=False,
                         share_experts=False))
     language("language_widenet", num_noise=3)
     language("language_evaluation", encoder=dict(top_k=1))
+    language("language_dropout", num_noise=3,
+             encoder=dict(dropout=0.2, is_pre_norm=False, gelu_at_output=True))
     language("language_albert_run", theirs=albert_model, source=HUGGING + ", AlbertModel",
              encoder=dict(experts=0, is_pre_norm=False, share_layer_norm=True))
 
@@ -749,21 +822,30 @@ def optimisers():
             return ten_steps(rule, {n: x["w." + n] for n in pairs},
                              lambda w, t: {n: x[f"g{t}.{n}"] for n in pairs})
 
-        def by_torch(x, rule=rule):
-            s = RULES[rule][2]
+        def theirs(x, rule=rule):
+            """By torch.optim, and by timm, whose LAMB clips gradients unless told not to."""
+            options = dict(RULES[rule][2])
+            rate, decay = options.pop("rate"), options.pop("decay")
+            if rule != "sgd":
+                options = dict(betas=(options["beta1"], options["beta2"]), eps=options["eps"])
+            if rule == "lamb":
+                options |= dict(max_grad_norm=None)
             w = {n: x["w." + n].clone().requires_grad_() for n in pairs}
-            o = (torch.optim.SGD(w.values(), s["rate"], s["momentum"], weight_decay=s["decay"])
-                 if rule == "sgd" else
-                 torch.optim.AdamW(w.values(), s["rate"], (s["beta1"], s["beta2"]), s["eps"],
-                                   s["decay"]))
+            make = dict(sgd=torch.optim.SGD, adamw=torch.optim.AdamW, lamb=timm.optim.Lamb)[rule]
+            optimiser = make(w.values(), lr=rate, weight_decay=decay, **options)
+            names = dict(m="momentum_buffer" if rule == "sgd" else "exp_avg", v="exp_avg_sq")
+            out = {}
             for t in range(1, 11):
                 for n in pairs:
                     w[n].grad = x[f"g{t}.{n}"].clone()
-                o.step()
-            ours = compute(x)
-            return {**ours, **{"last." + n: v for n, v in w.items()}}
+                optimiser.step()
+                if t == 1:
+                    out |= {"first." + n: v.detach().clone() for n, v in w.items()}
+            out |= {"last." + n: v for n, v in w.items()}
+            return out | {f"{rule}.{s}.{n}": optimiser.state[w[n]][names[s]]
+                          for n in pairs for s in RULES[rule][1]}
         case("optimiser_" + rule, "optimiser", compute, inputs, dict(RULES[rule][2], rule=rule),
-             constant=list(inputs), check=None if rule == "lamb" else by_torch)
+             constant=list(inputs), check=theirs)
 
     for rule in RULES:  # ten steps of a whole model
         d, B = Draw("training_" + rule), 3

@@ -5,6 +5,7 @@ names of weights and of rules are the same, so that the two can be compared tens
   B sequences   T tokens per sequence   N = B*T   D width   H heads   L blocks
   E experts     K choices per token     C slots per expert           F hidden width
 Weights are (in, out). `w` maps names to weights; `trace`, where there is one, gets every result.
+What is random is given: noise, jitter, masks of dropout, a random order of priority, coins.
 """
 import math
 
@@ -42,8 +43,21 @@ PRESETS = dict(
                    capacity_sequences=1, balance="switch_top1", balance_reduction="mean"))
 
 
+# Rules that are computed by name; those of capacity and balance are found, or not, where they are.
+KNOWN = dict(
+    router_noise=("none", "one_over_experts", "one_over_experts_squared", "uniform", "gumbel",
+                  "jitter", "jitter_in_place"),
+    gate=("raw", "renormalized", "renormalized_after_drop"), capacity_rounding=("floor", "ceil"),
+    priority=("token_major", "choice_major", "batch_priority", "highest_gate", "random"),
+    dropped=("zero", "gated_input"), balance_reduction=("sum", "mean", "together"))
+
+
 def conventions(preset="paper", **changes):
-    return {**PAPER, **PRESETS[preset], **changes}
+    rules = {**PAPER, **PRESETS[preset], **changes}
+    for rule, value in rules.items():
+        if rule not in PAPER or value not in KNOWN.get(rule, (value,)):
+            raise NotImplementedError(f"{rule}={value}")
+    return rules
 
 
 # LAYERS -------------------------------------------------------------------------------------------
@@ -93,9 +107,17 @@ def attention(q, k, v, heads, key_mask=None):
     return (softmax(scores) @ split(v)).transpose(1, 2).reshape(B, T, D)
 
 
-def self_attention(x, w, name, heads, key_mask=None):
+def self_attention(x, w, name, heads, key_mask=None, trace=None):
     q, k, v = (linear(x, w[f"{name}.{n}.weight"], w[f"{name}.{n}.bias"]) for n in "qkv")
-    return linear(attention(q, k, v, heads, key_mask), w[name + ".o.weight"], w[name + ".o.bias"])
+    mixed = attention(q, k, v, heads, key_mask)
+    if trace is not None:
+        trace.update(q=q, k=k, v=v, attention=mixed)
+    return linear(mixed, w[name + ".o.weight"], w[name + ".o.bias"])
+
+
+def dropout(x, mask, fraction):
+    """x / (1 - fraction) where the mask is 1, else 0; without a mask x, as in evaluation."""
+    return x if mask is None else x * mask / (1 - fraction)
 
 
 # MIXTURE OF EXPERTS -------------------------------------------------------------------------------
@@ -122,8 +144,13 @@ def largest(p, K):
     return torch.sort(p, dim=-1, descending=True, stable=True).indices[:, :K]
 
 
-def queue(priority, gate, tokens, K):
-    """The choices (n, k) of some tokens in the order in which they are served."""
+def queue(priority, gate, tokens, K, order=None):
+    """The choices (n, k) of some tokens in the order in which they are served; a random one has to
+    be given, as numbers n K + k of all choices, group after group."""
+    if priority == "random":
+        if order is None:
+            raise NotImplementedError("priority=random without an order")
+        return [divmod(int(i), K) for i in order[tokens.start * K:tokens.stop * K]]
     by_gate = lambda pairs: sorted(pairs, key=lambda nk: -float(gate[nk]))
     if priority == "token_major":
         return [(n, k) for n in tokens for k in range(K)]
@@ -131,10 +158,17 @@ def queue(priority, gate, tokens, K):
         return by_gate([(n, k) for n in tokens for k in range(K)])
     if priority == "batch_priority":
         tokens = [n for n, _ in by_gate([(n, 0) for n in tokens])]
-    return [(n, k) for k in range(K) for n in tokens]
+    return [(n, k) for k in range(K) for n in tokens]  # choice_major, too
 
 
-def route(z, rules, K, factor, noise=None, group=0):
+def asks(rules, gate, coins, n, k):
+    """Whether a choice asks for a slot: one after the first does with probability gate / threshold,
+    by a coin that is uniform in (0, 1). Without coins, as in evaluation, all ask."""
+    threshold = rules["second_choice_threshold"]
+    return k == 0 or threshold == 0 or coins is None or bool(coins[n, k] * threshold < gate[n, k])
+
+
+def route(z, rules, K, factor, noise=None, group=0, order=None, coins=None):
     """Chooses experts and gives out slots, for logits z (N, E) and noise to be added to them."""
     N, E = z.shape
     group = group or N
@@ -147,21 +181,22 @@ def route(z, rules, K, factor, noise=None, group=0):
         expert = largest(p.detach().scatter(1, first, 2.0), K)
     gate = (p if rules["gate_sees_noise"] else clean).gather(1, expert)
 
+    served_by = gate.detach()
+    if rules["gate"] == "renormalized":
+        gate = gate / (gate.sum(1, keepdim=True) + rules["gate_eps"])
     C = capacity(rules, factor, K, group, E)
     usable = max(0, C - rules["unusable_slots"])
     slot = torch.full((N, K), -1)
     filled = [0] * E
     for start in range(0, N, group):
         served = [0] * E
-        for n, k in queue(rules["priority"], gate.detach(), range(start, start + group), K):
+        for n, k in queue(rules["priority"], served_by, range(start, start + group), K, order):
             e = int(expert[n, k])
-            if served[e] < usable:
+            if served[e] < usable and asks(rules, gate.detach(), coins, n, k):
                 slot[n, k] = filled[e] + served[e]
                 served[e] += 1
         filled = [f + s for f, s in zip(filled, served)]
 
-    if rules["gate"] == "renormalized":
-        gate = gate / (gate.sum(1, keepdim=True) + rules["gate_eps"])
     if rules["gate"] == "renormalized_after_drop":
         kept = gate * (slot >= 0)
         total = kept.sum(1, keepdim=True) + rules["gate_eps"]
@@ -172,6 +207,14 @@ def route(z, rules, K, factor, noise=None, group=0):
                 expert=expert, slot=slot, gate=gate, load=count(expert),
                 kept=count(expert[slot >= 0]), importance=balanced.sum(0),
                 C=min(C, group) * (N // group), group=group, rules=rules)
+
+
+def noise_deviation(rules, E):
+    """Of normal noise."""
+    laws = dict(one_over_experts=E, one_over_experts_squared=E * E)
+    if rules["router_noise"] not in laws:
+        raise NotImplementedError("balance=load with router_noise=" + rules["router_noise"])
+    return rules["noise_scale"] / laws[rules["router_noise"]]
 
 
 def balance_loss(routings, rule):
@@ -195,7 +238,7 @@ def balance_loss(routings, rule):
         elif rule == "importance_unbiased":
             loss = spread(p.sum(0), 1)
         elif rule == "load":
-            deviation = r["rules"]["noise_scale"] / E
+            deviation = noise_deviation(r["rules"], E)
             noisy = z if r["noise"] is None else z + part("noise")
             threshold = noisy.gather(1, expert[:, -1:])
             loss = spread(torch.special.ndtr((z - threshold) / deviation).sum(0), 0)
@@ -212,19 +255,28 @@ def balance_loss(routings, rule):
 
 def dispatch(x, r):
     """slots[e, c] = x[n] for the choice (n, k) that stands there, else 0: (E, C, D)"""
-    (N, E), K = r["logits"].shape, r["expert"].shape[1]
+    n, _ = torch.nonzero(r["slot"] >= 0, as_tuple=True)
+    return in_slots(x[n], r)
+
+
+def in_slots(rows, r):
+    """The rows of the choices that have a slot, in their slots, and 0 elsewhere."""
     n, k = torch.nonzero(r["slot"] >= 0, as_tuple=True)
-    slots = torch.zeros(E, r["C"], x.shape[1], dtype=x.dtype)
-    return slots.index_put((r["expert"][n, k], r["slot"][n, k]), x[n])
+    slots = torch.zeros(r["logits"].shape[1], r["C"], rows.shape[1], dtype=rows.dtype)
+    return slots.index_put((r["expert"][n, k], r["slot"][n, k]), rows)
 
 
-def experts(slots, w, name, r, form, gelu_at_output=False):
-    """Expert e sends the tokens in its slots through its own network; empty slots stay 0."""
+def experts(slots, w, name, r, form, gelu_at_output=False, masks=(None, None), fraction=0.0):
+    """Expert e sends the tokens in its slots through its own network; empty slots stay 0. A choice
+    (n, k) has its own masks of dropout, (N, K, F) and (N, K, D), whichever slot it has."""
     weight = lambda part: w[f"{name}.{{}}.{part}"]
+    of_slots = lambda mask: None if mask is None else in_slots(mask[r["slot"] >= 0], r)
     h = slots @ weight("fc1.weight") + weight("fc1.bias")[:, None]
-    y = gelu(h, form) @ weight("fc2.weight") + weight("fc2.bias")[:, None]
+    h = dropout(gelu(h, form), of_slots(masks[0]), fraction)
+    y = h @ weight("fc2.weight") + weight("fc2.bias")[:, None]
     if gelu_at_output:
         y = gelu(y, form)
+    y = dropout(y, of_slots(masks[1]), fraction)
     filled = torch.arange(r["C"])[None, :] < r["kept"][:, None]
     return torch.where(filled[:, :, None], y, 0.0)
 
@@ -237,19 +289,19 @@ def combine(slots, r, x):
     return (r["gate"][:, :, None] * torch.where(kept[:, :, None], results, dropped)).sum(1)
 
 
-def routed(x, w, name, c, B, noise=None, jitter=None):
+def routed(x, w, name, c, B, noise=None, jitter=None, order=None, coins=None):
     """The routing of x (N, D), and what the experts see."""
     rules = c["conventions"]
     seen = x if jitter is None else x * jitter
     z = linear(seen, w[name + ".weight"], w.get(name + ".bias"))
     group = x.shape[0] // B * min(B, rules["capacity_sequences"])
-    r = route(z, rules, c["top_k"], c["capacity_factor"], noise, group)
+    r = route(z, rules, c["top_k"], c["capacity_factor"], noise, group, order, coins)
     return r, seen if rules["router_noise"] == "jitter_in_place" else x
 
 
-def mixture(x, w, name, c, r, trace=None):
+def mixture(x, w, name, c, r, trace=None, masks=(None, None)):
     slots = dispatch(x, r)
-    results = experts(slots, w, name, r, c["gelu"], c["gelu_at_output"])
+    results = experts(slots, w, name, r, c["gelu"], c["gelu_at_output"], masks, c["dropout"])
     y = combine(results, r, x)
     if trace is not None:
         trace.update(slots=slots, results=results, y=y)
@@ -258,41 +310,69 @@ def mixture(x, w, name, c, r, trace=None):
 
 # MODELS -------------------------------------------------------------------------------------------
 
-def encoder(x, w, c, noise=None, key_mask=None):
-    """x (B, T, D) -> tokens (B, T, D), routings, balance losses of each and of all."""
+def encoder(x, w, c, noise=None, key_mask=None, masks=None, trace=None):
+    """x (B, T, D) -> tokens (B, T, D), routings, balance losses of each and of all. In training
+    `masks` has I.attention, I.hidden and I.output of every block I; `trace` gets block.I.NAME."""
     L, B, D = c["blocks"], x.shape[0], c["width"]
     num_moe = 0 if c["experts"] == 0 else L if c["moe_blocks"] < 0 else c["moe_blocks"]
     groups = num_moe if c["routing_groups"] < 0 else c["routing_groups"]
     owner = lambda shared, i: "shared" if c[shared] else f"blocks.{i}"
+    mask = lambda i, which: (masks or {}).get(f"{i}.{which}")
     routings = []
+    if not c.get("routes_padding", True) or c["evaluation_capacity_factor"][0] != 0:
+        raise NotImplementedError("padding that is not routed, an evaluation of other capacity")
+
+    def keep(i, **results):
+        if trace is not None:
+            trace.update({f"block.{i}.{name}": value for name, value in results.items()})
 
     def norm(x, i, which):
-        return normed(x, w, f"{owner('share_layer_norm', i)}.{which}", c)
+        y = normed(x, w, f"{owner('share_layer_norm', i)}.{which}", c)
+        keep(i, **{which: y})
+        return y
 
     def attend(x, i):
-        return self_attention(x, w, owner("share_attention", i) + ".attn", c["heads"], key_mask)
+        stages = {}
+        name = owner("share_attention", i) + ".attn"
+        y = self_attention(x, w, name, c["heads"], key_mask, stages)
+        y = dropout(y, mask(i, "attention"), c["dropout"])
+        keep(i, **stages, o=y)
+        return y
+
+    def dense(x, w, name, i):
+        h = gelu(linear(x, w[name + ".ffn.fc1.weight"], w[name + ".ffn.fc1.bias"]), c["gelu"])
+        h = dropout(h, mask(i, "hidden"), c["dropout"])
+        y = linear(h, w[name + ".ffn.fc2.weight"], w[name + ".ffn.fc2.bias"])
+        y = gelu(y, c["gelu"]) if c["gelu_at_output"] else y
+        return dropout(y, mask(i, "output"), c["dropout"])
 
     def feed_forward(x, i):
         name, first = owner("share_experts", i), L - num_moe
         if i < first:
-            h = gelu(linear(x, w[name + ".ffn.fc1.weight"], w[name + ".ffn.fc1.bias"]), c["gelu"])
-            y = linear(h, w[name + ".ffn.fc2.weight"], w[name + ".ffn.fc2.bias"])
-            return gelu(y, c["gelu"]) if c["gelu_at_output"] else y
+            return dense(x, w, name, i)
         tokens, j = x.reshape(-1, D), i - first
         if j == 0 or j * groups // num_moe != (j - 1) * groups // num_moe:  # first of its group
             t = len(routings)
             r, tokens = routed(tokens, w, owner("share_router", i) + ".moe.router", c, B,
                                None if noise is None else noise[t])
             routings.append(r)
-        return mixture(tokens, w, name + ".moe.experts", c, routings[-1]).reshape(x.shape)
+        stages = {}
+        y = mixture(tokens, w, name + ".moe.experts", c, routings[-1], stages,
+                    (mask(i, "hidden"), mask(i, "output")))
+        keep(i, results=stages["results"])
+        return y.reshape(x.shape)
 
     for i in range(L):
         if c["is_pre_norm"]:
-            x = x + attend(norm(x, i, "norm1"), i)
-            x = x + feed_forward(norm(x, i, "norm2"), i)
+            middle = x + attend(norm(x, i, "norm1"), i)
+            y = feed_forward(norm(middle, i, "norm2"), i)
+            x = middle + y
         else:
-            x = norm(x + attend(x, i), i, "norm1")
-            x = norm(x + feed_forward(x, i), i, "norm2")
+            middle = x + attend(x, i)
+            h = norm(middle, i, "norm1")
+            y = feed_forward(h, i)
+            x = norm(h + y, i, "norm2")
+        keep(i, middle=middle, y=y)
     if c["is_pre_norm"] and c["has_final_norm"]:
         x = normed(x, w, "norm", c)
     rules = c["conventions"]
@@ -313,14 +393,23 @@ def patches_of(images, P):
     return cut.reshape(B, (h // P) * (w // P), P * P * c)
 
 
-def vision_model(images, w, c, noise=None):
+def embedded(x, c, masks, trace):
+    """What enters block 0."""
+    x = dropout(x, (masks or {}).get("embedding"), c["dropout"])
+    if trace is not None:
+        trace["embedding"] = x
+    return x
+
+
+def vision_model(images, w, c, noise=None, masks=None, trace=None):
     e = c["encoder"]
     x = linear(patches_of(images, c["patch"]), w["patch_embed.proj.weight"],
                w["patch_embed.proj.bias"])
     B, _, D = x.shape
     first = w["cls_token"] if c["class_token"] == "trained" else torch.zeros(D, dtype=x.dtype)
     x = torch.cat([first.expand(B, 1, D), x], 1) + w["pos_embed"]
-    tokens, routings, losses, total = encoder(x, w, e, noise)
+    x = embedded(x, e, masks, trace)
+    tokens, routings, losses, total = encoder(x, w, e, noise, None, masks, trace)
     pooled = {"mean": lambda: tokens.mean(1), "patch_mean": lambda: tokens[:, 1:].mean(1),
               "class_token": lambda: tokens[:, 0]}[c["pooling"]]()
     if c["has_pre_logits"]:
@@ -328,14 +417,14 @@ def vision_model(images, w, c, noise=None):
     return linear(pooled, w["head.weight"], w["head.bias"]), routings, losses, total
 
 
-def language_model(token, types, w, c, noise=None, mask=None):
+def language_model(token, types, w, c, noise=None, key_mask=None, masks=None, trace=None):
     e = c["encoder"]
     T = token.shape[1]
     x = (w["embeddings.word.weight"][token] + w["embeddings.type.weight"][types] +
          w["embeddings.position.weight"][:T])
     x = normed(x, w, "embeddings.norm", e)
     x = linear(x, w["embeddings.projection.weight"], w["embeddings.projection.bias"])
-    return encoder(x, w, e, noise, mask)
+    return encoder(embedded(x, e, masks, trace), w, e, noise, key_mask, masks, trace)
 
 
 def masked_logits(tokens, places, w, c):
