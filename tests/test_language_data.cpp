@@ -270,7 +270,7 @@ TEST_SUITE("support: squad") {
     const SquadData data = parse_squad(
         R"({"data": [{"paragraphs": [{"context": "a b c", "qas": [)"
         R"({"id": "1", "question": "?", "answers": [{"text": "b", "answer_start": 2}]},)"
-        R"({"id": "2", "question": "?", "answers": [{"text": "x", "answer_start": 9},)"
+        R"({"id": "2", "question": "?", "answers": [{"text": "wxyz", "answer_start": 9},)"
         R"({"text": "c", "answer_start": 0}]},)"
         R"({"id": "3", "question": "?", "answers": [{"text": "", "answer_start": 0}]}]}]}]})", "f");
     CHECK(data.misplaced.size() == 2);

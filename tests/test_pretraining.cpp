@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <set>
@@ -338,6 +339,23 @@ TEST_SUITE("support: masked batches") {
     }
     check_count(swapped, n, 0.5);
     check_count(changed, n - 10, 0.5);
+  }
+
+  TEST_CASE("each visit of a passage cuts it anew") {
+    const Tokenizer t = numbered_words(9);
+    const std::vector<Passage> passages = {{{5, 6, 7, 8}, {1, 2}}};
+    double counts[5] = {};
+    for (Index step = 0; step < 1000; ++step) {
+      const MaskedBatch batch = masked_batch_of_step(passages, 1, t, {}, Rng(4), step);
+      Ids token = batch.batch.token;
+      for (std::size_t i = 0; i < batch.places.size(); ++i)
+        token[std::size_t(batch.places[i])] = batch.labels[i];
+      const Index length = std::find(token.begin(), token.end(), t.sep) - token.begin() - 1;
+      counts[batch.order[0] == 1 ? 4 - length : length] += 1;
+    }
+    check_count(counts[1], 1000, 0.5);
+    check_count(counts[2], 1000, 0.5);
+    CHECK(counts[1] + counts[2] == 1000);
   }
 
   TEST_CASE("a batch is a function of the seed and the step") {

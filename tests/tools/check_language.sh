@@ -103,8 +103,8 @@ grep -q '"d": ' "$folder/squad/predictions.json" || fail "there are no answers"
 said toy "a bag of words:"
 said toy "warning: with K = E every expert has every token: the balance loss is constant"
 grep -q warning "$folder/squad.txt" && fail "squad has a warning without a reason"
-has toy length:32 optimizer:adamw rate:0.003 beta1:0.9 beta2:0.99 eps:1e-08 weight_decay:0.01 \
-  lambda:0.01 capacity_numerator:6 capacity_denominator:5 dropout:0
+has toy warmup:150 length:32 optimizer:adamw rate:0.003 beta1:0.9 beta2:0.99 eps:1e-08 \
+  weight_decay:0.01 lambda:0.01 capacity_numerator:6 capacity_denominator:5 dropout:0
 
 # The paper's settings of two tasks; and windows of 512 tokens of a context of 801, 128 apart.
 { printf 'sentence\tlabel\n'; for i in $(seq 130); do printf 'so fine\t%d\n' $((i % 2)); done; } \
