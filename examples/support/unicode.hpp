@@ -479,8 +479,7 @@ inline char32_t unified(char32_t c) {
 }
 
 /// What is left of a point in lower case, decomposed (NFD) and without its marks: nothing for a
-/// mark, two or three for a syllable of Hangul, two or three for a vowel sign or note of `splits`,
-/// otherwise one point.
+/// mark, two or three points for a syllable of Hangul and for what `splits` has, otherwise one.
 ///
 ///   Source    The Unicode Standard, section 3.12, "Hangul Syllable Decomposition"
 ///   Differs   NFD of a whole text also sorts marks by their combining class. Of those that have

@@ -62,11 +62,13 @@ inline std::string read_text(const std::string& path, const std::string& reader)
 ///   Errors    IoError if a vocab.txt cannot be read; ValueError naming the line if a word is not
 ///             UTF-8, stands in two lines, or if [PAD], [UNK], [CLS], [SEP] or [MASK] is missing
 ///   Source    google-research/bert, tokenization.py, BasicTokenizer and WordpieceTokenizer
-///   Differs   from the source in marks out of order alone, see fold in unicode.hpp; transformers
-///             (5.23, its tokenizer in Rust) cuts words of at most 100 characters, drops private
-///             use too, makes every capital sigma U+03C3, has the classes of an older Unicode, does
-///             not split the Chinese characters U+2B820-2B91F, and takes "[MASK]" and the like in a
-///             text for special tokens, which here, as in the source, are text
+///   Differs   from the source in marks out of order, see fold in unicode.hpp, and in a vocab.txt
+///             with equal words, of which the source takes the last, or with white space around a
+///             word, which it strips. transformers (5.23, its tokenizer in Rust) cuts words of at
+///             most 100 characters, drops private use too, makes every capital sigma U+03C3, has
+///             the classes of an older Unicode, does not split the Chinese characters
+///             U+2B820-2B91F, and takes "[MASK]" and the like in a text for special tokens, which
+///             here, as in the source, are text.
 ///   Example   const Tokenizer tokenizer = Tokenizer::wordpiece("vocab.txt", /*is_cased=*/false);
 ///             for (const Piece& piece : tokenizer.pieces("Hello, world")) use(piece.id);
 class Tokenizer {
