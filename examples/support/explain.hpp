@@ -10,6 +10,7 @@
 #include "widenet.hpp"
 
 #include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, ...
+#include <bitset>            // bitset
 #include <cmath>             // erf, exp, fabs, fma, fmax, log, sqrt, tanh
 #include <cstdint>           // int32_t, int64_t, uint8_t
 #include <cstring>           // memcpy
@@ -476,42 +477,45 @@ inline double activated(Activation form, double x) {
   return x > 0 ? x : 0;
 }
 
+/// Expert e of the block of token n, before its nonlinearity: h = x w1 + b1, (F).
+inline void expert_hidden(const LayerRun& run, const Numbers& x, std::size_t n, std::size_t e,
+                          Numbers& h) {
+  const std::size_t D = run.D, F = run.F, own = n / run.block_tokens() * run.E + e;
+  const double* const b = run.b1.data() + own * F;
+  h.assign(b, b + F);
+  for (std::size_t d = 0; d < D; ++d)
+    for (std::size_t f = 0; f < F; ++f) h[f] += x[n * D + d] * run.w1[(own * D + d) * F + f];
+}
+/// What the expert makes of h: act(h) w2 + b2, (D).
+inline void expert_result(const LayerRun& run, const Numbers& h, std::size_t n, std::size_t e,
+                          Activation form, double* y) {
+  const std::size_t D = run.D, F = run.F, own = n / run.block_tokens() * run.E + e;
+  std::copy_n(run.b2.begin() + std::ptrdiff_t(own * D), D, y);
+  for (std::size_t f = 0; f < F; ++f) {
+    const double g = activated(form, h[f]);
+    for (std::size_t d = 0; d < D; ++d) y[d] += g * run.w2[(own * F + f) * D + d];
+  }
+}
+
 /// What every expert would make of every token: (N, E, D).
 inline Numbers expert_results(const LayerRun& run, const Numbers& x, Activation form,
                               bool is_at_output) {
-  const std::size_t D = run.D, F = run.F;
-  Numbers y(run.N * run.E * D), h(F);
+  Numbers y(run.N * run.E * run.D), h;
   for (std::size_t i = 0; i < run.N * run.E; ++i) {
-    const std::size_t n = i / run.E, e = n / run.block_tokens() * run.E + i % run.E;
-    std::copy_n(run.b1.begin() + std::ptrdiff_t(e * F), F, h.begin());
-    for (std::size_t d = 0; d < D; ++d)
-      for (std::size_t f = 0; f < F; ++f) h[f] += x[n * D + d] * run.w1[(e * D + d) * F + f];
-    double* const row = y.data() + i * D;
-    std::copy_n(run.b2.begin() + std::ptrdiff_t(e * D), D, row);
-    for (std::size_t f = 0; f < F; ++f) {
-      const double g = activated(form, h[f]);
-      for (std::size_t d = 0; d < D; ++d) row[d] += g * run.w2[(e * F + f) * D + d];
-    }
-    for (std::size_t d = 0; is_at_output && d < D; ++d) row[d] = activated(form, row[d]);
+    expert_hidden(run, x, i / run.E, i % run.E, h);
+    expert_result(run, h, i / run.E, i % run.E, form, y.data() + i * run.D);
   }
+  for (std::size_t i = 0; is_at_output && i < y.size(); ++i) y[i] = activated(form, y[i]);
   return y;
 }
 
-/// y[n] = sum over kept k of gate[n, k] results[n, e(n, k)], plus gate x of the others if `dropped`
-/// says so. `seen` is what the experts see.
-inline void combine_token(const LayerRun& run, const Picked& c, const Integers& slot,
-                          const Numbers& gate, const Numbers& results, const Numbers& seen,
-                          DroppedValue dropped, std::size_t n, double* y) {
-  std::fill_n(y, run.D, 0.0);
-  const std::size_t K = static_cast<std::size_t>(c.K);
-  for (std::size_t i = n * K; i < (n + 1) * K; ++i) {
-    if (slot[i] < 0 && dropped == DroppedValue::zero) continue;
-    const double* const row =
-        slot[i] < 0 ? seen.data() + n * run.D
-                    : results.data() +
-                          (n * run.E + static_cast<std::size_t>(c.expert[i])) * run.D;
-    for (std::size_t d = 0; d < run.D; ++d) y[d] += gate[i] * row[d];
-  }
+/// y = sum over k of gate[k] rows[k], (D): of a kept choice its row is what the expert made of the
+/// token; of a dropped one it is what the experts see, or none.
+inline void combine_rows(const double* gate, const std::vector<const double*>& rows, std::size_t D,
+                         double* y) {
+  std::fill_n(y, D, 0.0);
+  for (std::size_t k = 0; k < rows.size(); ++k)
+    for (std::size_t d = 0; rows[k] != nullptr && d < D; ++d) y[d] += gate[k] * rows[k][d];
 }
 
 /// The balance loss of `group` tokens from each of `begins` on, taken together.
@@ -611,9 +615,17 @@ class LayerOutputs {
     if (results.empty())
       results = expert_results(run_, experts_see, c.activation, c.activation_at_output);
     Numbers outputs(run_.N * run_.D);
-    for (std::size_t n = 0; n < run_.N; ++n)
-      combine_token(run_, choices, slot, gate, results, experts_see, rules.dropped, n,
-                    outputs.data() + n * run_.D);
+    const std::size_t K = static_cast<std::size_t>(c.K), D = run_.D;
+    std::vector<const double*> rows(K);
+    for (std::size_t n = 0; n < run_.N; ++n) {
+      for (std::size_t k = 0; k < K; ++k) {
+        const std::size_t i = n * K + k, e = static_cast<std::size_t>(choices.expert[i]);
+        rows[k] = slot[i] >= 0                            ? results.data() + (n * run_.E + e) * D
+                  : rules.dropped == DroppedValue::zero   ? nullptr
+                                                          : experts_see.data() + n * D;
+      }
+      combine_rows(gate.data() + n * K, rows, D, outputs.data() + n * D);
+    }
     outputs.push_back(balance_of(run_, s, choices, slot, rules));
     return outputs;
   }
@@ -855,8 +867,7 @@ class ConventionSearch {
     for (const auto& norm : norms()) {
       Combination c;
       std::tie(c.is_rms, c.norm_eps) = norm;
-      x_ = normed(run, c.is_rms, c.norm_eps);
-      results_.clear();
+      x_ = normed(run, c.is_rms, c.norm_eps), experts_see_.clear();
       for (const bool has_bias : {false, true}) {
         c.rules.router_bias = has_bias;
         if (has_bias <= !run.b.empty()) try_noises(c);
@@ -868,12 +879,12 @@ class ConventionSearch {
  private:
   using Mask = std::vector<bool>;
   struct Tail {
-    GateRule gate;
-    double eps;
+    std::pair<GateRule, double> gate;  // and its eps
     DroppedValue dropped;
     Activation activation;
     bool is_at_output;
   };
+  using TailSet = std::bitset<7 * 2 * 4 * 2>;  // of all tails
 
   // What is searched ----------------------------------------------------------------------------
 
@@ -897,7 +908,8 @@ class ConventionSearch {
   }
   std::vector<Rational> factors() const {
     if (run_.factor.numerator > 0) return {run_.factor};
-    return {{1, 1}, {21, 20}, {11, 10}, {6, 5}, {5, 4}, {3, 2}, {2, 1}, {12, 5}, {4, 1}};
+    return {{1, 2}, {3, 4}, {1, 1}, {21, 20}, {11, 10}, {6, 5},
+            {5, 4}, {3, 2}, {2, 1}, {12, 5},  {4, 1}};
   }
   std::vector<bool> sees() const {  // what sees the noise
     return explanation.has_noise ? std::vector<bool>{true, false} : std::vector<bool>{true};
@@ -1004,7 +1016,14 @@ class ConventionSearch {
     for (const auto& norm : norms()) std::tie(c.is_rms, c.norm_eps) = norm, note();
     for (const auto& gate : gate_rules())
       std::tie(c.rules.gate, c.rules.gate_eps) = gate, note();
-    for (const CapacityFormula& f : formulas(Index(run_.N))) f.apply(c), note();
+    const std::vector<CapacityFormula> all_formulas = formulas(Index(run_.N));
+    const CapacityFormula& first = all_formulas[0];
+    for (const CapacityFormula& f : all_formulas) {  // one field changed: this shows all values
+      const int fields = (f.rounding != first.rounding) + (f.multiple != first.multiple) +
+                         (f.minimum != first.minimum) + (f.unusable != first.unusable) +
+                         (f.slots != first.slots) + !(f.factor == first.factor);
+      if (fields <= 1) f.apply(c), note();
+    }
     for (const auto& alike : laws())
       for (const ScaledLaw& law : alike) law.apply(c), note();
     for (const Index K : ks()) c.K = K, note();
@@ -1032,13 +1051,17 @@ class ConventionSearch {
 
   // Stages --------------------------------------------------------------------------------------
 
+  /// Whether a result is what the run says, or part number `part` of `parts` equal ones is.
   template <class Values>
-  bool agrees(const char* name, const Values& ours) const {
+  bool agrees(const char* name, const Values& ours, std::size_t part = 0,
+              std::size_t parts = 1) const {
     const auto theirs = run_.results.find(name);
     if (theirs == run_.results.end()) return true;
-    if (theirs->second.size() != ours.size()) return false;
+    if (theirs->second.size() != ours.size() * parts) return false;
+    const double* const own = theirs->second.data() + part * ours.size();
+    const double tolerance = tolerance_.at(name);
     for (std::size_t i = 0; i < ours.size(); ++i)
-      if (!(std::fabs(double(ours[i]) - theirs->second[i]) <= tolerance_.at(name))) return false;
+      if (!(std::fabs(double(ours[i]) - own[i]) <= tolerance)) return false;
     return true;
   }
 
@@ -1047,8 +1070,11 @@ class ConventionSearch {
       laws_ = alike;
       alike[0].apply(c);
       const Numbers router_sees = jittered(run_, c.rules, x_);
-      is_in_place_ = c.rules.noise == RouterNoise::jitter_in_place && !run_.jitter.empty();
-      experts_see_ = is_in_place_ ? router_sees : x_;
+      const bool is_in_place = c.rules.noise == RouterNoise::jitter_in_place;
+      if (experts_see_ != (is_in_place ? router_sees : x_)) {
+        experts_see_ = is_in_place ? router_sees : x_;
+        rows_.assign(run_.N * run_.E, {});
+      }
       const Scores s = scores_of(run_, c.rules, router_sees);
       if (!agrees("logits", s.z) || !agrees("probabilities", s.p)) continue;
       for (const Index K : ks())
@@ -1096,24 +1122,21 @@ class ConventionSearch {
     const std::size_t group = group_of(run_, c.rules.capacity_sequences);
     const Integers place = places_of(run_, choices, c.rules.priority, group);
     const bool is_known = run_.results.count("slot") + run_.results.count("kept") > 0;
-    const GateRule asked_by = c.rules.gate;
-    const double asked_with = c.rules.gate_eps;
-    Mask mask(place.size());
+    const std::pair<GateRule, double> asked_by{c.rules.gate, c.rules.gate_eps};
     for (const auto& capacity : capacities(c.K, Index(group))) {
-      for (std::size_t i = 0; i < place.size(); ++i)
-        mask[i] = 0 <= place[i] && place[i] < capacity.first;
-      const auto slots = [&] { return slots_of(run_, choices, place, group, capacity.first); };
-      if (is_known && !gives_slots(choices, slots())) continue;
-      const auto known = tails_.find(mask);
-      const std::vector<Tail>& alike =
-          known == tails_.end() ? tails_[mask] = tails(choices, slots()) : known->second;
-      if (alike.empty()) continue;
+      const TailSet alike = tails(choices, place, capacity.first);
+      if (alike.none()) continue;
+      const Integers slot = slots_of(run_, choices, place, group, capacity.first);
+      if (is_known && !gives_slots(choices, slot)) continue;
+      Mask mask(slot.size());
+      for (std::size_t i = 0; i < slot.size(); ++i) mask[i] = slot[i] >= 0;
       auto& forms = forms_[{mask, group}];
-      if (!forms) forms = balance_forms(c, s, choices, slots());
+      if (!forms) forms = balance_forms(c, s, choices, slot);
       if (forms->empty()) continue;
-      for (const Tail& tail : alike) {
-        if (!choices.asks.empty() && (tail.gate != asked_by || tail.eps != asked_with)) continue;
-        c.rules.gate = tail.gate, c.rules.gate_eps = tail.eps, c.rules.dropped = tail.dropped;
+      for (std::size_t i = 0; i < all_tails_.size(); ++i) {
+        const Tail& tail = all_tails_[i];
+        if (!alike[i] || (!choices.asks.empty() && tail.gate != asked_by)) continue;
+        std::tie(c.rules.gate, c.rules.gate_eps) = tail.gate, c.rules.dropped = tail.dropped;
         c.activation = tail.activation, c.activation_at_output = tail.is_at_output;
         explanation.matches.push_back({c, capacity.second, forms});
       }
@@ -1125,38 +1148,72 @@ class ConventionSearch {
     return agrees("slot", slot) && agrees("kept", kept);
   }
 
-  /// The weights and nonlinearities that give y.
-  std::vector<Tail> tails(const Picked& choices, const Integers& slot) {
-    std::vector<Tail> found;
-    for (const auto& rule : gate_rules()) {
-      const Numbers gate = gates_of(choices, slot, rule.first, rule.second);
-      if (!agrees("gate", gate)) continue;
+  static std::vector<Tail> all_tails() {
+    std::vector<Tail> all;
+    for (const auto& rule : gate_rules())
       for (const DroppedValue dropped : {DroppedValue::zero, DroppedValue::gated_input})
         for (int form = 0; form < 4; ++form)
-          for (const bool is_at_output : {false, true}) {
-            const Tail tail{rule.first, rule.second, dropped, static_cast<Activation>(form),
-                            is_at_output};
-            if (gives_y(choices, slot, gate, tail)) found.push_back(tail);
-          }
+          for (const bool is_at_output : {false, true})
+            all.push_back({rule, dropped, static_cast<Activation>(form), is_at_output});
+    return all;
+  }
+  /// The weights and nonlinearities that give y if an expert serves `usable` choices. Of a token
+  /// it matters which of its choices are kept, and nothing about the others: that is computed once,
+  /// and the first tokens rule out most.
+  TailSet tails(const Picked& choices, const Integers& place, Index usable) {
+    const std::size_t K = static_cast<std::size_t>(choices.K);
+    TailSet found;
+    found.set();
+    for (std::size_t n = 0; found.any() && n < run_.N; ++n) {
+      std::size_t kept = 0;  // bit k: choice k
+      for (std::size_t k = 0; k < K; ++k)
+        kept |= std::size_t(0 <= place[n * K + k] && place[n * K + k] < usable) << k;
+      const auto known = tails_.emplace(n << K | kept, TailSet());
+      if (known.second) known.first->second = tails_of_token(choices, n, kept);
+      found &= known.first->second;
     }
     return found;
   }
-  bool gives_y(const Picked& choices, const Integers& slot, const Numbers& gate,
-               const Tail& tail) {
-    const auto theirs = run_.results.find("y");
-    if (theirs == run_.results.end()) return true;
-    if (theirs->second.size() != run_.N * run_.D) return false;
-    Numbers& results = results_[{tail.activation, tail.is_at_output, is_in_place_}];
-    if (results.empty())
-      results = expert_results(run_, experts_see_, tail.activation, tail.is_at_output);
-    const double tolerance = tolerance_.at("y");
-    Numbers y(run_.D);
-    for (std::size_t n = 0; n < run_.N; ++n) {
-      combine_token(run_, choices, slot, gate, results, experts_see_, tail.dropped, n, y.data());
-      for (std::size_t d = 0; d < run_.D; ++d)
-        if (!(std::fabs(y[d] - theirs->second[n * run_.D + d]) <= tolerance)) return false;
+  TailSet tails_of_token(const Picked& choices, std::size_t n, std::size_t kept) {
+    const std::size_t K = static_cast<std::size_t>(choices.K), D = run_.D;
+    const auto is_kept = [&](std::size_t k) { return (kept >> k & 1) == 1; };
+    Picked own{choices.K, {}, {}};
+    Integers slot;
+    for (std::size_t k = 0; k < K; ++k) {
+      own.expert.push_back(choices.expert[n * K + k]), own.gate.push_back(choices.gate[n * K + k]);
+      slot.push_back(is_kept(k) ? 0 : -1);
     }
-    return true;
+    TailSet found;
+    Numbers gate, y(D);
+    std::vector<const double*> rows(K);
+    for (std::size_t i = 0; i < all_tails_.size(); ++i) {
+      const Tail& tail = all_tails_[i];
+      if (i == 0 || tail.gate != all_tails_[i - 1].gate)
+        gate = gates_of(own, slot, tail.gate.first, tail.gate.second);
+      for (std::size_t k = 0; k < K; ++k)
+        rows[k] = is_kept(k) ? row_of(n, static_cast<std::size_t>(own.expert[k]), tail)
+                  : tail.dropped == DroppedValue::zero ? nullptr : experts_see_.data() + n * D;
+      combine_rows(gate.data(), rows, D, y.data());
+      found[i] = agrees("gate", gate, n, run_.N) && agrees("y", y, n, run_.N);
+    }
+    return found;
+  }
+  /// What an expert makes of a token, under every nonlinearity computed once.
+  const double* row_of(std::size_t n, std::size_t e, const Tail& tail) {
+    Numbers& rows = rows_[n * run_.E + e];
+    if (rows.empty()) {
+      Numbers h;
+      expert_hidden(run_, experts_see_, n, e, h);
+      for (int form = 0; form < 4; ++form) {
+        rows.resize(rows.size() + 2 * run_.D);
+        double* const row = rows.data() + rows.size() - 2 * run_.D;
+        expert_result(run_, h, n, e, static_cast<Activation>(form), row);
+        for (std::size_t d = 0; d < run_.D; ++d)
+          row[run_.D + d] = activated(static_cast<Activation>(form), row[d]);
+      }
+    }
+    const std::size_t at = 2 * static_cast<std::size_t>(tail.activation) + tail.is_at_output;
+    return rows.data() + at * run_.D;
   }
   std::shared_ptr<const std::vector<BalanceForm>> balance_forms(Combination c, const Scores& s,
                                                                 const Picked& choices,
@@ -1195,10 +1252,10 @@ class ConventionSearch {
   std::map<std::string, double> tolerance_;
   std::map<std::pair<Index, Index>, Capacities> capacities_;
   Numbers x_, experts_see_;
-  bool is_in_place_ = false;
+  std::vector<Numbers> rows_;  // of each token and expert, what comes out under every nonlinearity
   std::vector<ScaledLaw> laws_;
-  std::map<std::tuple<Activation, bool, bool>, Numbers> results_;
-  std::unordered_map<Mask, std::vector<Tail>> tails_;
+  const std::vector<Tail> all_tails_ = all_tails();
+  std::unordered_map<std::size_t, TailSet> tails_;  // of each token and those of its choices kept
   std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
 };
 
