@@ -467,7 +467,8 @@ TEST_CASE("compare: inputs and weights that are not those of the case") {
     return support::compare_dump(layer.c, layer.file, dump);
   };
   const std::vector<double> w = layer.file.values<double>(router);  // (12, 4)
-  const support::Departure turned = departure(router, {4, 12}, support::transposed(w, 12, 4), false);
+  const support::Departure turned =
+      departure(router, {4, 12}, support::transposed(w, 12, 4), false);
   CHECK(turned.name == router);
   CHECK(turned.rung == "weights");
   CHECK(turned.equation == "the inputs and weights are those of the case");

@@ -544,7 +544,7 @@ inline const std::vector<std::pair<std::string, std::vector<std::string>>>& know
       {"unusable_slots", {"0", "1"}}, {"capacity_rounding", {"\"floor\"", "\"ceil\""}},
       {"capacity_rule", {"\"choices_over_experts\"", "\"tokens_over_experts\"",
                          "\"shares_first\"", "\"tokens_first\"", "\"single_precision\"",
-                         "\"absolute\"", "\"dropless\""}},
+                         "\"dropless\"", "\"absolute\""}},
       {"capacity_multiple", {"1", "2", "4"}}, {"capacity_minimum", {"1", "4"}},
       {"capacity_sequences", {"0", "1", "2", "4", "8"}},
       {"priority", {"\"token_major\"", "\"choice_major\"", "\"batch_priority\"",
@@ -677,8 +677,8 @@ inline std::string order_of_experts(const Walk& walk, double tolerance) {
   return text.str();
 }
 
-/// By how much the probabilities of the experts chosen differ from those of ours, at most: 0 if only
-/// the order of ties is another. Infinite if that is not what the result is about.
+/// By how much the probabilities of the experts chosen differ from those of ours, at most: 0 if
+/// only the order of ties is another. Infinite if that is not what the result is about.
 inline double margin_of_choices(const Walk& walk, const std::string& name) {
   const double none = std::numeric_limits<double>::infinity();
   const std::string routing = name.substr(0, name.rfind('.') + 1);
@@ -757,7 +757,8 @@ inline std::string multiple_of(const Numbers& ours, const Numbers& theirs, doubl
 inline std::string relation_of(const Walk& walk, const std::string& name) {
   const Numbers ours = Walk::ours(walk.exact, name), theirs = walk.theirs(name);
   if (ours.size() != theirs.size() || ours.empty()) return "";
-  if (walk.is_whole(name)) return margin_of_choices(walk, name) == 0 ? about_choices(walk, name) : "";
+  if (walk.is_whole(name))
+    return margin_of_choices(walk, name) == 0 ? about_choices(walk, name) : "";
   for (const double x : theirs)
     if (!std::isfinite(x)) return "not finite where ours is";
   if (largest_of(theirs) == 0) return "all 0";

@@ -1,5 +1,5 @@
 # The load divides by the deviation of the noise, which in evaluation is 0.
-# seen in: FastMoE and davidmrau/mixture-of-experts, whose learned deviation is 0 in evaluation
+# seen in: FastMoE #180; davidmrau/mixture-of-experts #9
 # case: moe_evaluation
 # settings: "balance":"load"
 # expect: balance_loss, algorithm, not finite

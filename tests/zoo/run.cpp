@@ -19,7 +19,8 @@ namespace {
 
 /// What a case says about itself, with other settings: new ones, or in place of those it has.
 std::string changed(std::string about, const std::string& settings) {
-  for (const auto& setting : wn::Json::parse("{" + settings + "}", "settings").members()) {
+  const wn::Json others = wn::Json::parse("{" + settings + "}", "settings");
+  for (const auto& setting : others.members()) {
     const std::size_t at = about.find(wn::Json::quote(setting.first) + ":");
     if (at != std::string::npos) about.erase(at, about.find(',', at) + 1 - at);
   }
