@@ -339,9 +339,10 @@ class GoldenRun {
                           name, " must be what the header draws from the seed; got ", given[i],
                           " at ", i);
   }
-  void require_masks(const EncoderConfig& c, Index B, Index tokens) const {
-    const Index D = c.width;
-    require_mask("mask.embedding", Purpose::embedding_dropout, 0, {B, tokens, D}, c.dropout);
+  /// embedding: what dropout sees before the encoder, (B, T, D), or (B, T, W) before a projection.
+  void require_masks(const EncoderConfig& c, const Shape& embedding) const {
+    const Index B = embedding[0], tokens = embedding[1], D = c.width;
+    require_mask("mask.embedding", Purpose::embedding_dropout, 0, embedding, c.dropout);
     for (Index i = 0; i < c.blocks; ++i) {
       const std::string name = "mask." + std::to_string(i) + ".";
       const auto of_choices = [&](Index width) {
@@ -391,9 +392,9 @@ class GoldenRun {
         c.is_pre_norm ? record.ffn.normed : record.attention.normed);
   }
   template <class Model, class Input>
-  auto traced_model(const Model& model, const Input& x, Index B, Index tokens) {
+  auto traced_model(const Model& model, const Input& x, const Shape& embedding) {
     const EncoderConfig& c = model.config().encoder;
-    if (is_training()) require_masks(c, B, tokens);
+    if (is_training()) require_masks(c, embedding);
     return traced(c, [&](BlockRecord<T>* record) {
       return is_training() ? model.forward(x, training(), replay(), record)
                            : model.forward(x, replay(), record);
@@ -413,8 +414,9 @@ class GoldenRun {
   void vision_case() {
     const VisionModel<T> model(config<VisionConfig>(widenet::detail::visit_vision), Rng(0));
     load(model.parameters());
-    const auto output =
-        traced_model(model, constant("images"), shape("images")[0], model.config().num_tokens());
+    const VisionConfig& c = model.config();
+    const auto output = traced_model(model, constant("images"),
+                                     {shape("images")[0], c.num_tokens(), c.encoder.width});
     out("logits", output.logits);
     const Tensor<T> main = cross_entropy(output.logits, integers("labels"));
     out("main_loss", main);
@@ -426,7 +428,8 @@ class GoldenRun {
     TokenBatch batch;
     batch.B = shape("token")[0], batch.T = shape("token")[1];
     batch.token = integers("token"), batch.type = integers("type"), batch.mask = mask("mask");
-    const auto output = traced_model(model, batch, batch.B, batch.T);
+    const auto output =
+        traced_model(model, batch, {batch.B, batch.T, model.config().embedding});
     out("tokens", output.tokens);
     const Tensor<T> masked = model.masked_logits(output.tokens, integers("places"));
     const Tensor<T> order = model.order_logits(output.tokens);

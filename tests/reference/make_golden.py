@@ -62,15 +62,15 @@ PURPOSES = ("user", "initial_weight", "shuffle", "router_noise", "priority", "em
             "attention_dropout", "hidden_dropout", "output_dropout")
 
 
-def dropout_masks(c, B, T):
-    """Masks of one step of training of an encoder, 0 or 1, with a probability of c["dropout"] of 0.
-    Those of experts belong to choices (n, k)."""
+def dropout_masks(c, B, T, embedding):
+    """Masks of one step of training, for embeddings of a width and all blocks of an encoder: 0 with
+    probability c["dropout"], else 1. Those of experts belong to choices (n, k)."""
     def mask(purpose, block, *shape):
         drawn = header_uniform(SEED, math.prod(shape), purpose, block, STEP)
         return torch.from_numpy((drawn >= c["dropout"]).astype(numpy.int64)).reshape(shape)
     D, K = c["width"], c["top_k"]
     num_moe = 0 if c["experts"] == 0 else c["blocks"] if c["moe_blocks"] < 0 else c["moe_blocks"]
-    masks = {"mask.embedding": mask("embedding_dropout", 0, B, T, D)}
+    masks = {"mask.embedding": mask("embedding_dropout", 0, B, T, embedding)}
     for i in range(c["blocks"]):
         is_dense = i < c["blocks"] - num_moe
         rows = (B, T) if is_dense else (B * T, K)
@@ -636,7 +636,7 @@ def vision(name, num_noise=0, theirs=None, source=OURS, encoder=None, **config):
         inputs[f"noise.{t}"] = d(B * T, 4, scale=0.25)
     settings = as_settings(c)
     if c["encoder"]["dropout"] > 0:
-        inputs |= dropout_masks(c["encoder"], B, T)
+        inputs |= dropout_masks(c["encoder"], B, T, c["encoder"]["width"])
         settings |= dict(seed=SEED, step=STEP)
 
     def replaced(w):
@@ -702,7 +702,7 @@ def language(name, num_noise=0, theirs=None, source=OURS, encoder=None):
         inputs[f"noise.{t}"] = d(B * T, 4, scale=0.25)
     settings = as_settings(c)
     if c["encoder"]["dropout"] > 0:
-        inputs |= dropout_masks(c["encoder"], B, T)
+        inputs |= dropout_masks(c["encoder"], B, T, c["embedding"])
         settings |= dict(seed=SEED, step=STEP)
 
     def heads(w, tokens):

@@ -393,14 +393,6 @@ def patches_of(images, P):
     return cut.reshape(B, (h // P) * (w // P), P * P * c)
 
 
-def embedded(x, c, masks, trace):
-    """What enters block 0."""
-    x = dropout(x, (masks or {}).get("embedding"), c["dropout"])
-    if trace is not None:
-        trace["embedding"] = x
-    return x
-
-
 def vision_model(images, w, c, noise=None, masks=None, trace=None):
     e = c["encoder"]
     x = linear(patches_of(images, c["patch"]), w["patch_embed.proj.weight"],
@@ -408,7 +400,9 @@ def vision_model(images, w, c, noise=None, masks=None, trace=None):
     B, _, D = x.shape
     first = w["cls_token"] if c["class_token"] == "trained" else torch.zeros(D, dtype=x.dtype)
     x = torch.cat([first.expand(B, 1, D), x], 1) + w["pos_embed"]
-    x = embedded(x, e, masks, trace)
+    x = dropout(x, (masks or {}).get("embedding"), e["dropout"])
+    if trace is not None:
+        trace["embedding"] = x
     tokens, routings, losses, total = encoder(x, w, e, noise, None, masks, trace)
     pooled = {"mean": lambda: tokens.mean(1), "patch_mean": lambda: tokens[:, 1:].mean(1),
               "class_token": lambda: tokens[:, 0]}[c["pooling"]]()
@@ -423,8 +417,11 @@ def language_model(token, types, w, c, noise=None, key_mask=None, masks=None, tr
     x = (w["embeddings.word.weight"][token] + w["embeddings.type.weight"][types] +
          w["embeddings.position.weight"][:T])
     x = normed(x, w, "embeddings.norm", e)
+    x = dropout(x, (masks or {}).get("embedding"), e["dropout"])
     x = linear(x, w["embeddings.projection.weight"], w["embeddings.projection.bias"])
-    return encoder(embedded(x, e, masks, trace), w, e, noise, key_mask, masks, trace)
+    if trace is not None:
+        trace["embedding"] = x
+    return encoder(x, w, e, noise, key_mask, masks, trace)
 
 
 def masked_logits(tokens, places, w, c):
