@@ -325,7 +325,8 @@ TEST_SUITE("support: squad") {
       {"1,000", "1000", true, 1}, {"one two three four", "two four six", false, 0.5714285714285714},
       {"\u4e2d \u56fd", "\u4e2d\u56fd", false, 0}, {"a\u4e2d", "\u4e2d", false, 0},
       {"the\u200bcat", "\u200bcat", true, 1},
-      {"x \U0001f600", "\U0001f600", false, 0.6666666666666666}, {"A\u00d7B", "\u00d7b", true, 1}};
+      {"x \U0001f600", "\U0001f600", false, 0.6666666666666666}, {"A\u00d7B", "\u00d7b", true, 1},
+      {"a\ue000", "\ue000", true, 1}, {"the\U000f0000", "\U000f0000", true, 1}};
     for (const ScoredAnswer& row : table) {
       INFO(row.prediction, " / ", row.answer);
       CHECK(is_exact_match(row.prediction, row.answer) == row.is_exact);

@@ -106,12 +106,12 @@ inline SquadData read_squad(const std::string& path) {
 // SCORES ------------------------------------------------------------------------------------------
 
 /// What Python's \w matches, with what is_punctuation, is_mark and is_control know and the common
-/// blocks of symbols: letters, digits and the underscore.
+/// blocks of symbols and of private use: letters, digits and the underscore.
 inline bool is_word_character(char32_t c) {
   static constexpr PointRange symbols[] = {
     {0xA2, 0xA9}, {0xAC, 0xAC}, {0xAE, 0xB1}, {0xB4, 0xB4}, {0xB8, 0xB8}, {0xD7, 0xD7},
     {0xF7, 0xF7}, {0x20A0, 0x20CF}, {0x2190, 0x245F}, {0x249C, 0x24B5}, {0x2500, 0x2775},
-    {0x2794, 0x2BFF}, {0x1F300, 0x1FAFF}};
+    {0x2794, 0x2BFF}, {0xE000, 0xF8FF}, {0x1F300, 0x1FAFF}, {0xF0000, 0x10FFFF}};
   return c == '_' || !(is_space(c) || is_control(c) || is_punctuation(c) || is_mark(c) ||
                        is_in(symbols, c));
 }
@@ -120,7 +120,8 @@ inline bool is_word_character(char32_t c) {
 /// without the words a, an and the, cut at white space.
 ///
 ///   Source    evaluate-v1.1.py and evaluate-v2.0.py of SQuAD, normalize_answer
-///   Differs   capitals above U+3100 stay as they are; rare symbols count as letters
+///   Differs   a capital sigma becomes U+03C3 wherever it stands, U+0130 stays; rare symbols count
+///             as letters
 inline std::vector<std::string> answer_words(const std::string& answer) {
   std::u32string kept;
   for (const char32_t point : decode_utf8(answer))

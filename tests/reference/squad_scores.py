@@ -25,6 +25,7 @@ PAIRS = [
     ("one two three four", "two four six"), ("\u4e2d \u56fd", "\u4e2d\u56fd"),
     ("a\u4e2d", "\u4e2d"), ("the\u200bcat", "\u200bcat"),
     ("x \U0001f600", "\U0001f600"), ("A\u00d7B", "\u00d7b"),
+    ("a\ue000", "\ue000"), ("the\U000f0000", "\U000f0000"),
 ]
 
 
