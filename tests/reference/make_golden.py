@@ -15,6 +15,7 @@ widenet_torch.py must agree with it, or nothing is written.
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import pathlib
@@ -414,6 +415,18 @@ def load_weights(module, weights):
     return lambda *args, **kwargs: torch.func.functional_call(module, weights, args, kwargs)
 
 
+def watch(layer, block, trace, places):
+    """From now on every pass through a layer leaves what enters or leaves some of its parts as
+    results block.I.NAME, I = block and, where the layer is shared, block + 1 and so on."""
+    for name, (part, end) in places.items():
+        def leave(_, inputs, output, name=name, end=end, passes=itertools.count(block)):
+            i, value = next(passes), output if end == "out" else inputs[0]
+            names = "qkv" if name == "qkv" else [name]
+            for n, x in zip(names, value.chunk(len(names), -1)):
+                trace[f"block.{i}.{n}"] = x
+        layer.get_submodule(part).register_forward_hook(leave)
+
+
 def switch():
     """SwitchTransformersSparseMLP: top-1, capacity per sequence. Its experts have no biases."""
     def without_biases(i, d):
@@ -543,12 +556,26 @@ def encoder(name, num_noise=0, theirs=None, source=OURS, scale=0.5, **config):
         trace |= models_output(*wide.encoder(w["x"], w, c, noise_of(w), trace=trace))
         return dict(trace, loss=(trace["tokens"] * w["d_y"]).sum() + trace["balance_loss"])
     def replaced(w):
-        y = theirs(w)
-        return dict(tokens=y, loss=(y * w["d_y"]).sum())
+        trace = {}
+        y = theirs(w, trace)
+        return dict(trace, tokens=y, loss=(y * w["d_y"]).sum())
     case(name, "encoder", replaced if theirs else compute, inputs, as_settings(c), source=source,
          zero=key_biases(weights), check=compute if theirs else None)
 
 
+ALBERT_PLACES = dict(
+    q=("attention.query", "out"), k=("attention.key", "out"), v=("attention.value", "out"),
+    attention=("attention.dense", "in"), o=("attention.dense", "out"),
+    middle=("attention.LayerNorm", "in"), norm1=("attention.LayerNorm", "out"),
+    y=("ffn_output", "out"), norm2=("full_layer_layer_norm", "out"))
+VIT_PLACES = dict(
+    norm1=("layernorm_before", "out"), q=("attention.q_proj", "out"), k=("attention.k_proj", "out"),
+    v=("attention.v_proj", "out"), attention=("attention.o_proj", "in"),
+    o=("attention.o_proj", "out"), middle=("layernorm_after", "in"),
+    norm2=("layernorm_after", "out"), y=("mlp.fc2", "out"))
+TIMM_PLACES = dict(
+    norm1=("norm1", "out"), qkv=("attn.qkv", "out"), attention=("attn.proj", "in"),
+    o=("attn.proj", "out"), middle=("norm2", "in"), norm2=("norm2", "out"), y=("mlp", "out"))
 DENSE = dict(experts=0, blocks=1, share_attention=False, share_experts=False, has_final_norm=False)
 
 
@@ -564,7 +591,7 @@ def encoders():
     encoder("encoder_mean_balance", conventions=wide.conventions(balance_reduction="mean"))
     encoder("encoder_mixtral", conventions=wide.conventions("mixtral"), share_router=False)
 
-    def albert(w):
+    def albert(w, trace):
         config = AlbertConfig(hidden_size=12, num_attention_heads=3, intermediate_size=14,
                               hidden_act="gelu_new", hidden_dropout_prob=0.0,
                               attention_probs_dropout_prob=0.0, attn_implementation="eager")
@@ -578,11 +605,13 @@ def encoders():
         for ours, name in (("fc1", "ffn"), ("fc2", "ffn_output")):
             weights[name + ".weight"] = w[f"blocks.0.ffn.{ours}.weight"].T
             weights[name + ".bias"] = w[f"blocks.0.ffn.{ours}.bias"]
-        return load_weights(AlbertLayer(config).to(w["x"].dtype), weights)(w["x"])
+        layer = AlbertLayer(config).to(w["x"].dtype)
+        watch(layer, 0, trace, ALBERT_PLACES)
+        return load_weights(layer, weights)(w["x"])
     encoder("albert_layer_run", theirs=albert, source=HUGGING + ", AlbertLayer", **DENSE,
             is_pre_norm=False, layer_norm_eps=1e-12)
 
-    def vit(w):
+    def vit(w, trace):
         config = ViTConfig(hidden_size=12, num_attention_heads=3, intermediate_size=14,
                            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
                            attn_implementation="sdpa")  # "eager" computes softmax in float32
@@ -596,7 +625,9 @@ def encoders():
         for n in ("fc1", "fc2"):
             weights[f"mlp.{n}.weight"] = w[f"blocks.0.ffn.{n}.weight"].T
             weights[f"mlp.{n}.bias"] = w[f"blocks.0.ffn.{n}.bias"]
-        return load_weights(ViTLayer(config).to(w["x"].dtype), weights)(w["x"])
+        layer = ViTLayer(config).to(w["x"].dtype)
+        watch(layer, 0, trace, VIT_PLACES)
+        return load_weights(layer, weights)(w["x"])
     encoder("vit_layer_run", theirs=vit, source=HUGGING + ", ViTLayer", **DENSE,
             layer_norm_eps=1e-12, gelu="erf")
 
@@ -640,15 +671,16 @@ def vision(name, num_noise=0, theirs=None, source=OURS, encoder=None, **config):
         settings |= dict(seed=SEED, step=STEP)
 
     def replaced(w):
-        logits = theirs(w, c)
+        trace = {}
+        logits = theirs(w, c, trace)
         main = torch.nn.functional.cross_entropy(logits, w["labels"])
-        return dict(logits=logits, main_loss=main, loss=main)
+        return dict(trace, logits=logits, main_loss=main, loss=main)
     case(name, "vision", (lambda w: replaced(w)) if theirs else lambda w: vision_loss(w, c), inputs,
          settings, constant=["images"], source=source, zero=key_biases(weights),
          check=(lambda w: vision_loss(w, c)) if theirs else None)
 
 
-def timm_model(w, c):
+def timm_model(w, c, trace):
     e = c["encoder"]
     model = VisionTransformer(
         img_size=(c["image_height"], c["image_width"]), patch_size=c["patch"],
@@ -671,7 +703,11 @@ def timm_model(w, c):
         else:
             value = w[ours].T if w[ours].dim() == 2 else w[ours]
         weights[key] = value
-    return load_weights(model.to(w["images"].dtype), weights)(w["images"])
+    model.to(w["images"].dtype)
+    for i, layer in enumerate(model.blocks):
+        watch(layer, i, trace, TIMM_PLACES)
+    model.blocks[0].register_forward_hook(lambda _, x, y: trace.update(embedding=x[0]))
+    return load_weights(model, weights)(w["images"])
 
 
 LANGUAGE = dict(vocabulary=19, max_tokens=9, types=2, embedding=5, classes=3)
@@ -724,14 +760,16 @@ def language(name, num_noise=0, theirs=None, source=OURS, encoder=None):
         out |= heads(w, out["tokens"])
         return dict(out, loss=out["main_loss"] + 0.01 * out["balance_loss"])
     def replaced(w):
-        tokens, first = theirs(w, c)
-        out = dict(heads(w, tokens), tokens=tokens, pooled=first)
+        trace = {}
+        tokens, first = theirs(w, c, trace)
+        out = dict(trace, **heads(w, tokens))
+        out |= dict(tokens=tokens, pooled=first)
         return dict(out, loss=out["main_loss"])
     case(name, "language", replaced if theirs else compute, inputs, settings, source=source,
          zero=key_biases(weights) + ["grad.span.bias"], check=compute if theirs else None)
 
 
-def albert_model(w, c):
+def albert_model(w, c, trace):
     e = c["encoder"]
     model = AlbertModel(AlbertConfig(
         vocab_size=c["vocabulary"], embedding_size=c["embedding"], hidden_size=e["width"],
@@ -755,7 +793,11 @@ def albert_model(w, c):
         name, part = key.rsplit(".", 1)
         value = w[f"{names[name]}.{part}"]
         weights[key] = value.T if value.dim() == 2 and "_embeddings" not in key else value
-    out = load_weights(model.to(w["pooler.bias"].dtype), weights)(
+    model.to(w["pooler.bias"].dtype)
+    watch(model.get_submodule(layer.rstrip(".")), 0, trace, ALBERT_PLACES)
+    model.encoder.embedding_hidden_mapping_in.register_forward_hook(
+        lambda _, x, y: trace.update(embedding=y))
+    out = load_weights(model, weights)(
         input_ids=w["token"].long(), token_type_ids=w["type"].long(), attention_mask=w["mask"])
     return out.last_hidden_state, out.pooler_output
 
