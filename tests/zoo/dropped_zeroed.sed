@@ -1,7 +1,7 @@
 # A token that lost all its choices becomes zero: the residual connection does not pass it on.
 # seen in: MoE layers put in place of a residual FFN as a whole
 # case: encoder_routing_groups
-# expect: routing.1.logits, algorithm
+# expect: block.0.y, algorithm
 # lines: 7
 /^      tokens.forget();$/ i\
       {\
