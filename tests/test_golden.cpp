@@ -450,6 +450,38 @@ TEST_CASE("compare: attention that is wrong is not the fault of the LayerNorm be
   }
 }
 
+TEST_CASE("compare: of a whole model, the block and the step in it where it departs") {
+  const check::OneThread one_thread;
+  using Results = support::GoldenResults<double>;
+  const auto says = [](const support::Departure& d, const char* name, const char* rung,
+                       const char* last_agreeing) {
+    CHECK(d.name == name);
+    CHECK(d.rung == rung);
+    CHECK(d.last_agreeing == last_agreeing);
+  };
+  const auto add = [](Results& r, const std::vector<std::string>& names) {
+    for (const std::string& name : names) r.values.at(name)[1] += 0.5;
+  };
+  const Changed vision("vision_widenet");
+  says(vision([&](Results& r) { add(r, {"embedding", "block.0.norm1"}); }), "embedding",
+       "embedding", "");
+  says(vision([&](Results& r) { add(r, {"block.1.middle", "block.1.norm2", "block.2.q"}); }),
+       "block.1.middle", "attention", "block.1.o");
+  says(vision([&](Results& r) { add(r, {"routing.1.logits", "block.1.y", "block.2.norm1"}); }),
+       "routing.1.logits", "router logits", "block.1.norm2");
+  const Changed groups("encoder_routing_groups");  // of blocks 0 and 1, 2 and 3
+  says(groups([&](Results& r) { add(r, {"routing.1.logits", "block.1.y"}); }), "block.1.y",
+       "combine", "block.1.results");
+  says(groups([&](Results& r) { add(r, {"routing.1.logits", "block.2.y"}); }), "routing.1.logits",
+       "router logits", "block.2.norm2");
+  const Changed post("encoder_post_norm");
+  says(post([&](Results& r) { add(r, {"block.1.norm1", "routing.1.logits", "block.1.norm2"}); }),
+       "block.1.norm1", "LayerNorm", "block.1.middle");
+  const Changed last("encoder_last_blocks");  // 0 and 1 are dense
+  says(last([&](Results& r) { add(r, {"block.1.y", "routing.0.logits"}); }), "block.1.y", "experts",
+       "block.1.norm2");
+}
+
 TEST_CASE("compare: inputs and weights that are not those of the case") {
   const check::OneThread one_thread;
   const Changed layer("moe_colossal");
