@@ -1,6 +1,7 @@
 // Tests for the conventions of chapter 10: what other implementations compute, to the digit.
 #include "check.hpp"
 #include "support/conventions.hpp"
+#include "support/golden.hpp"
 
 #include <algorithm>
 #include <set>

@@ -310,6 +310,10 @@ TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   CHECK_THROWS_WITH_AS(support::compare_dump(c, file, other),
                        "widenet: compare: a dump must hold one of our names, such as logits; got "
                        "hidden", IoError);
+  other.tensors["out.y"] = {"BF16", Shape{1}, {0, 0}};
+  CHECK_THROWS_WITH_AS(support::compare_dump(c, file, other),
+                       "widenet: compare: a dump must hold F64 or F32, for which there are "
+                       "tolerances; got BF16 for out.y", IoError);
 }
 
 TEST_CASE("compare: what no convention explains, but a look at the numbers does") {

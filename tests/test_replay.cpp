@@ -147,7 +147,7 @@ TEST_CASE("replay: other experts, the same router") {
   CHECK(verdict(Case("moe_overflow"), run<float>(Case("moe_overflow"), rotated)) ==
         "experts: results. ");
   CHECK(verdict(Case("encoder_widenet"), run(Case("encoder_widenet"), rotated)) ==
-        "experts: routing.1.logits. ");
+        "experts: block.0.results. ");
   Case erf("moe_paper");
   erf.about.settings = Case("moe_erf").about.settings;
   CHECK(verdict(Case("moe_paper"), run(erf)) == "experts: results. ");
@@ -266,6 +266,9 @@ TEST_CASE("replay: dumps that make no routing are refused") {
   const auto replay = [&](const std::function<void(SafeTensors&)>& change) {
     return support::replay_dump(c.about, c.file, edited(own, change));
   };
+  CHECK_THROWS_WITH_AS(replay([](SafeTensors& d) { d.tensors.at("expert").dtype = "F16"; }),
+                       "widenet: replay: a dump must hold F64 or F32, for which there are "
+                       "tolerances; got F16 for expert", IoError);
   CHECK_THROWS_WITH_AS(replay([](SafeTensors& d) { d.tensors.erase("expert"); }),
                        "widenet: replay: a dump must hold expert with 32 values; got 0", IoError);
   CHECK_THROWS_WITH_AS(replay([](SafeTensors& d) {

@@ -99,6 +99,16 @@ inline GoldenCase read_case(const std::string& path, const SafeTensors& file) {
   return c;
 }
 
+/// Refuses a dump with numbers of 16 bits: nothing anchors a tolerance for them.
+///
+///   Errors    IoError naming `who` and the tensor
+inline void require_anchored(const SafeTensors& dump, const std::string& who) {
+  for (const auto& tensor : dump.tensors)
+    require<IoError>(tensor.second.dtype != "F16" && tensor.second.dtype != "BF16", who,
+                     ": a dump must hold F64 or F32, for which there are tolerances; got ",
+                     tensor.second.dtype, " for ", tensor.first);
+}
+
 /// A step of computation: its rung on the ladder from the weights to ten steps of training, its
 /// equation, and its results. A name that ends in a dot stands for all that begin with it.
 struct Step {
@@ -874,6 +884,7 @@ inline std::string convention_of(const Walk& walk, const GoldenCase& c, const Sa
 ///   Errors    IoError if no result of the dump is one of ours
 inline Departure compare_dump(const GoldenCase& c, const SafeTensors& file,
                               const SafeTensors& dump) {
+  require_anchored(dump, "compare");
   const Walk walk(c, file, dump);
   Departure found;
   const std::size_t departure = walk.departure_of(walk.exact);

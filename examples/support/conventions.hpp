@@ -6,7 +6,6 @@
 #ifndef WIDENET_EXAMPLES_SUPPORT_CONVENTIONS_HPP
 #define WIDENET_EXAMPLES_SUPPORT_CONVENTIONS_HPP
 
-#include "support/golden.hpp"
 #include "widenet.hpp"
 
 #include <algorithm>         // count
@@ -193,15 +192,6 @@ inline std::string describe_presets(const std::string& only, const std::string& 
     if (only.empty() || preset.first == only)
       all += preset.first + '\n' + describe_preset(preset.first, who) + '\n';
   return all;
-}
-
-/// The encoder of a case of golden data, under other conventions than its own if given.
-inline EncoderConfig encoder_of(const GoldenCase& c, const Conventions* conventions = nullptr) {
-  EncoderConfig config;
-  GivenFields reader{c.settings};
-  widenet::detail::visit_encoder(config, reader);
-  if (conventions) config.conventions = *conventions;
-  return config;
 }
 
 /// Prints what a model of this configuration cannot learn, one line each.

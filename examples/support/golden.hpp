@@ -523,6 +523,15 @@ GoldenResults<T> run_golden(const GoldenCase& c, const SafeTensors& file,
   return GoldenRun<T>(c.op, c.settings, file, conventions).results;
 }
 
+/// The encoder of a case of golden data, under other conventions than its own if given.
+inline EncoderConfig encoder_of(const GoldenCase& c, const Conventions* conventions = nullptr) {
+  EncoderConfig config;
+  GivenFields reader{c.settings};
+  widenet::detail::visit_encoder(config, reader);
+  if (conventions) config.conventions = *conventions;
+  return config;
+}
+
 }  // namespace widenet::support
 
 #endif  // WIDENET_EXAMPLES_SUPPORT_GOLDEN_HPP

@@ -13,6 +13,7 @@
 #include <algorithm>  // all_of, find, max, min
 #include <cmath>      // fabs, floor, fmax, isfinite
 #include <cstdint>    // int32_t
+#include <cstdlib>    // strtoll
 #include <iterator>   // distance
 #include <map>        // map
 #include <set>        // set
@@ -241,6 +242,7 @@ inline std::vector<double> rows_of_choices(const std::vector<double>& slots, con
 ///             experts of every routing; ValueError if its choices make no routing
 inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& file,
                                        const SafeTensors& dump) {
+  require_anchored(dump, "replay");
   const replaying::CaseOfExperts about = replaying::case_of_experts(c, file);
   const EncoderConfig& e = about.config;
   const auto own = run_golden<double>(c, file);
@@ -311,6 +313,17 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
     if (r.is_float) replaying::judge_decisions<float>(r, about, choices, slots, gates);
     else replaying::judge_decisions<double>(r, about, choices, slots, gates);
   }
+  // The routing by which a result stands in slots, (E, C, D); null if it does not.
+  const auto routing_of_slots = [&](const std::string& name) -> const replaying::TheirRouting* {
+    const std::size_t dot = name.rfind('.');
+    const std::string part = dot == std::string::npos ? name : name.substr(dot + 1);
+    const bool is_of_block = name.rfind("block.", 0) == 0;
+    if ((part != "slots" && part != "results") || is_of_block == about.is_stage) return nullptr;
+    std::size_t num_before = 0;  // routings up to the block
+    for (Index i = 0; is_of_block && i <= std::strtoll(name.c_str() + 6, nullptr, 10); ++i)
+      num_before += std::size_t(e.routes(i));
+    return &routings.at(is_of_block ? num_before - 1 : 0);
+  };
   const std::set<std::string> first = {"logits", "probabilities", "routing.0.logits",
                                        "routing.0.probabilities"};
   const std::set<std::string> no_expert = {"loss", "main_loss", "balance_loss", "importance"};
@@ -326,10 +339,9 @@ inline std::vector<Judged> replay_dump(const GoldenCase& c, const SafeTensors& f
         name.rfind("balance", 0) == 0 || no_expert.count(name) > 0)
       continue;
     std::vector<double> ours = exact.values.at(name), theirs = numbers_of(dump, key);
-    if (about.is_stage && (name == "slots" || name == "results")) {
-      const replaying::TheirRouting& r = routings[0];
-      theirs = replaying::rows_of_choices(theirs, dump.at(key).shape, r.expert, r.slot);
-      ours = replaying::rows_of_choices(ours, exact.shapes.at(name), r.expert, r.packed);
+    if (const replaying::TheirRouting* const r = routing_of_slots(name)) {
+      theirs = replaying::rows_of_choices(theirs, dump.at(key).shape, r->expert, r->slot);
+      ours = replaying::rows_of_choices(ours, exact.shapes.at(name), r->expert, r->packed);
     }
     const double tolerance =
         replaying::tolerance_of(ours, dump.at(key).dtype == "F32", error32.at(name));
