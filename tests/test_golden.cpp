@@ -184,6 +184,18 @@ TEST_CASE("golden data: in float nobody is twice as wrong as the other may be") 
   }
 }
 
+TEST_CASE("compare: how wrong a float may be counts all runs, whatever integers a case is given") {
+  const check::OneThread one_thread;
+  const SafeTensors file = read_safetensors(std::string(folder) + "/vision_widenet.safetensors");
+  const support::GoldenCase c = support::read_case("vision_widenet", file);
+  const auto own = support::run_golden<double>(c, file);
+  const support::Walk walk(c, file, dumped(own));
+  CHECK(walk.exact.integers.count("in.labels") == 1);
+  const auto errors = support::float_errors(c, file, walk.exact, 9);
+  CHECK(errors == support::float_errors(c, file, own, 9));
+  CHECK(errors != support::float_errors(c, file, own, 1));
+}
+
 TEST_CASE("compare: a dump that agrees, and where and how others depart") {
   const check::OneThread one_thread;
   const SafeTensors file = read_safetensors(std::string(folder) + "/moe_colossal.safetensors");
