@@ -59,9 +59,10 @@ Combination random_combination(Dice& dice, Index B, Index T) {
 
 /// Random weights and tokens, and the noise of this law, as it was added or as it was drawn. K and
 /// the factor are known.
-LayerRun random_run(Dice& dice, const Combination& c, std::size_t B, std::size_t T) {
+LayerRun random_run(Dice& dice, const Combination& c, std::size_t B, std::size_t T,
+                    std::size_t E = 4) {
   LayerRun run;
-  run.B = B, run.N = B * T, run.D = 5, run.E = 4, run.F = 3, run.K = c.K, run.factor = c.factor;
+  run.B = B, run.N = B * T, run.D = 5, run.E = E, run.F = 3, run.K = c.K, run.factor = c.factor;
   const auto normal = [&](std::size_t size) {
     return Tensor<double>::randn({Index(size)}, dice.rng.at_step(++dice.count)).to_vector();
   };
@@ -102,6 +103,18 @@ void run_by_header(LayerRun& run, const Combination& c) {
 }
 
 }  // namespace
+
+TEST_CASE("explain: as many choices as a word has bits, each token judged by itself") {
+  const check::OneThread one_thread;
+  Dice dice{Rng(72)};
+  Combination hidden;
+  hidden.K = 64, hidden.factor = {1, 2};
+  LayerRun run = random_run(dice, hidden, 1, 6, 64);
+  run_by_header(run, hidden);
+  CHECK(support::explain(run).contains(hidden));
+  run.results.at("y")[run.D] += 0.1;  // token 1, kept like token 0
+  CHECK(support::explain(run).size() == 0);
+}
 
 TEST_CASE("explain: the set contains the hidden combination in 50 of 50 trials") {
   const check::OneThread one_thread;

@@ -21,7 +21,6 @@
 #include <set>               // set
 #include <string>            // string
 #include <tuple>             // make_tuple, tie, tuple
-#include <unordered_map>     // unordered_map
 #include <utility>           // pair
 #include <vector>            // vector
 
@@ -1165,23 +1164,22 @@ class ConventionSearch {
     TailSet found;
     found.set();
     for (std::size_t n = 0; found.any() && n < run_.N; ++n) {
-      std::size_t kept = 0;  // bit k: choice k
+      Mask kept(K);
       for (std::size_t k = 0; k < K; ++k)
-        kept |= std::size_t(0 <= place[n * K + k] && place[n * K + k] < usable) << k;
-      const auto known = tails_.emplace(n << K | kept, TailSet());
+        kept[k] = 0 <= place[n * K + k] && place[n * K + k] < usable;
+      const auto known = tails_.emplace(std::make_pair(n, kept), TailSet());
       if (known.second) known.first->second = tails_of_token(choices, n, kept);
       found &= known.first->second;
     }
     return found;
   }
-  TailSet tails_of_token(const Picked& choices, std::size_t n, std::size_t kept) {
+  TailSet tails_of_token(const Picked& choices, std::size_t n, const Mask& kept) {
     const std::size_t K = static_cast<std::size_t>(choices.K), D = run_.D;
-    const auto is_kept = [&](std::size_t k) { return (kept >> k & 1) == 1; };
     Picked own{choices.K, {}, {}};
     Integers slot;
     for (std::size_t k = 0; k < K; ++k) {
       own.expert.push_back(choices.expert[n * K + k]), own.gate.push_back(choices.gate[n * K + k]);
-      slot.push_back(is_kept(k) ? 0 : -1);
+      slot.push_back(kept[k] ? 0 : -1);
     }
     TailSet found;
     Numbers gate, y(D);
@@ -1191,7 +1189,7 @@ class ConventionSearch {
       if (i == 0 || tail.gate != all_tails_[i - 1].gate)
         gate = gates_of(own, slot, tail.gate.first, tail.gate.second);
       for (std::size_t k = 0; k < K; ++k)
-        rows[k] = is_kept(k) ? row_of(n, static_cast<std::size_t>(own.expert[k]), tail)
+        rows[k] = kept[k] ? row_of(n, static_cast<std::size_t>(own.expert[k]), tail)
                   : tail.dropped == DroppedValue::zero ? nullptr : experts_see_.data() + n * D;
       combine_rows(gate.data(), rows, D, y.data());
       found[i] = agrees("gate", gate, n, run_.N) && agrees("y", y, n, run_.N);
@@ -1255,7 +1253,7 @@ class ConventionSearch {
   std::vector<Numbers> rows_;  // of each token and expert, what comes out under every nonlinearity
   std::vector<ScaledLaw> laws_;
   const std::vector<Tail> all_tails_ = all_tails();
-  std::unordered_map<std::size_t, TailSet> tails_;  // of each token and those of its choices kept
+  std::map<std::pair<std::size_t, Mask>, TailSet> tails_;  // of a token and its choices kept
   std::map<std::pair<Mask, std::size_t>, std::shared_ptr<const std::vector<BalanceForm>>> forms_;
 };
 
