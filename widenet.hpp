@@ -162,6 +162,16 @@
 #endif
 #endif
 
+// Of `size` bytes of a block that the pool keeps, only the first `bytes` may be used now: for tools
+// that watch every access, such as the address sanitizer.
+#if defined(__SANITIZE_ADDRESS__) && !WIDENET_CUDA
+#  include <sanitizer/asan_interface.h>
+#  define WIDENET_SET_USABLE(block, bytes, size) \
+    (ASAN_POISON_MEMORY_REGION(block, size), ASAN_UNPOISON_MEMORY_REGION(block, bytes))
+#elif !defined(WIDENET_SET_USABLE)
+#  define WIDENET_SET_USABLE(block, bytes, size) static_cast<void>(0)
+#endif
+
 #include <fcntl.h>     // open
 #include <sys/stat.h>  // stat
 #include <unistd.h>    // close, fsync, write
@@ -428,11 +438,13 @@ class Pool {
     }
     use_.in_use += static_cast<Index>(size);
     use_.peak_in_use = std::max(use_.peak_in_use, use_.in_use);
+    WIDENET_SET_USABLE(block, bytes, size);
     return block;
   }
   void give(void* block, std::size_t bytes) {
     const std::size_t size = size_class(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
+    WIDENET_SET_USABLE(block, 0, size);
     blocks_of_size_[size].push_back(block);
     use_.in_use -= static_cast<Index>(size);
     use_.cached += static_cast<Index>(size);
@@ -6747,6 +6759,7 @@ Difference compare(const std::vector<T>& a, const std::vector<T>& b) {
 #undef WIDENET_KERNEL
 #undef WIDENET_HOST_DEVICE
 #undef WIDENET_INDEPENDENT
+#undef WIDENET_SET_USABLE
 #undef WIDENET_PARALLEL_FOR_IF_FORK
 #undef WIDENET_VECTOR
 #undef WIDENET_VECTOR_TARGET

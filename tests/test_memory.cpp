@@ -215,6 +215,19 @@ TEST_CASE("memory: what has more bytes than 62 bits count is refused") {
   CHECK_THROWS_AS(Buffer<float>(-1), ShapeError);
 }
 
+#if defined(__SANITIZE_ADDRESS__) && !WIDENET_CUDA
+TEST_CASE("memory: the address sanitizer sees where a buffer ends, though its block is larger") {
+  const float* gone = nullptr;
+  for (const Index size : {3, 64, 300}) {
+    const Buffer<float> buffer(size);
+    gone = buffer.data();
+    CHECK(!__asan_address_is_poisoned(buffer.data() + size - 1));
+    CHECK(__asan_address_is_poisoned(buffer.data() + size));
+  }
+  CHECK(__asan_address_is_poisoned(gone));
+}
+#endif
+
 // The address sanitizer ends a program that asks for too much.
 #if defined(__SANITIZE_ADDRESS__)
 #  define HAS_ADDRESS_SANITIZER
