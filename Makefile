@@ -87,9 +87,10 @@ cuda_compiler     := $(NVCC) -std=c++17 --extended-lambda -DWIDENET_CUDA=1 -fmad
                      $(if $(filter 1,$(STRICT)),-Werror all-warnings) $(CUDA_O)
 
 # The CUDA build for a GPU that the host plays (tests/emulated_gpu): only the launches of kernels,
-# which are no C++, are written anew. If fortified, longjmp refuses to go from stack to stack.
+# which are no C++, are written anew. If fortified, longjmp refuses to go from stack to stack. The
+# race detector itself is not linked: it only makes every access known to watch.cpp.
 emulated_compiler := $(CXX) -std=c++17 -O1 $(if $(ARCH),-march=$(ARCH)) -ffp-contract=off \
-                     -U_FORTIFY_SOURCE -DWIDENET_CUDA=1 -Ibuild/emulated \
+                     -U_FORTIFY_SOURCE -fsanitize=thread -DWIDENET_CUDA=1 -Ibuild/emulated \
                      -isystem tests/emulated_gpu -I. -Iexamples -isystem $(EIGEN_DIR) $(STRICTLY)
 
 # FILES ============================================================================================
@@ -105,6 +106,7 @@ emulated_program := build/emulated/widenet_tests
 # Not the others: gradcheck of a whole model takes minutes on an emulated GPU.
 emulated_tests   := tests/test_main.cpp $(addprefix tests/test_, \
                     emulated_gpu.cpp errors.cpp layers.cpp memory.cpp autograd.cpp)
+emulated_gpu     := build/emulated/watch.o build/emulated/cublas.o
 emulated_examples := $(addprefix build/emulated/examples/,autograd routing_by_hand checkpoint \
                       validate)
 crossing         := build/tests/go_on build/emulated/go_on
@@ -337,18 +339,27 @@ build/emulated/%.o: tests/%.cpp build/emulated/flags build/emulated/widenet.hpp 
 	@echo "$(CXX) emulating a GPU: $<"
 	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
 
-build/emulated/examples/%: examples/%.cpp build/emulated/flags build/emulated/widenet.hpp
+build/emulated/examples/%.o: examples/%.cpp build/emulated/flags build/emulated/widenet.hpp
 	@mkdir -p $(@D); echo "$(CXX) emulating a GPU: $<"
-	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
+
+build/emulated/%.o: tests/emulated_gpu/%.cpp build/emulated/flags build/emulated/widenet.hpp
+	$(Q)$(emulated_compiler) -MMD -MP -c $< -o $@
+
+$(emulated_gpu): build/emulated/%.o: tests/emulated_gpu/%.cpp build/emulated/flags
+	$(Q)$(filter-out -fsanitize=thread,$(emulated_compiler)) -O2 -MMD -MP -c $< -o $@
+
+build/emulated/examples/%: build/emulated/examples/%.o $(emulated_gpu)
+	$(Q)$(CXX) $(filter %.o,$^) -o $@
 
 build/tests/go_on: tests/emulated_gpu/go_on.cpp build/tests/flags
 	$(Q)$(tests_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
 
-build/emulated/go_on: tests/emulated_gpu/go_on.cpp build/emulated/flags build/emulated/widenet.hpp
-	$(Q)$(emulated_compiler) -MMD -MP -MF $@.d -MT $@ $< -o $@
+build/emulated/go_on: build/emulated/go_on.o $(emulated_gpu)
+	$(Q)$(CXX) $(filter %.o,$^) -o $@
 
-$(emulated_program): $(emulated_tests:tests/%.cpp=build/emulated/%.o)
-	$(Q)$(emulated_compiler) $(WRAPPED:%=-Wl,--wrap=%) $^ -o $@
+$(emulated_program): $(emulated_tests:tests/%.cpp=build/emulated/%.o) $(emulated_gpu)
+	$(Q)$(CXX) $(WRAPPED:%=-Wl,--wrap=%) $(filter %.o,$^) -o $@
 
 build/install/widenet.pc: widenet.hpp tests/install/generate.sh FORCE
 	@mkdir -p $(@D)
@@ -358,4 +369,5 @@ FORCE:
 -include $(wildcard build/*/*.d build/*/*/*.d)
 
 .DELETE_ON_ERROR:
+.PRECIOUS: build/emulated/examples/%.o
 .PHONY: $(shell sed -nE 's/^([a-z-]+):([^=].*)?$$/\1/p' $(firstword $(MAKEFILE_LIST))) FORCE

@@ -63,6 +63,81 @@ TEST_CASE("emulated GPU: new memory is NaN") {
   cudaFree(block);
 }
 
+// Each pair: what a GPU need not survive, and the nearest thing that is right.
+TEST_CASE("emulated GPU: an access that a GPU need not survive is an error") {
+  const wn::Buffer<float> buffer = wn::Buffer<float>::zeros(100);
+  float* const x = buffer.data();
+  const auto is_fatal = [](const auto& launch) {
+    return is_deadly([&] { launch(), cudaDeviceSynchronize(); });
+  };
+
+  SUBCASE("of the host's memory") {
+    float local = 0;
+    const std::vector<float> global(1);
+    for (const float* from : {&local, const_cast<float*>(global.data())})
+      CHECK(is_fatal([&] { wn::for_each(1, [=](wn::Index i) { x[i] = *from; }); }));
+    CHECK(!is_fatal([&] { wn::for_each(1, [=](wn::Index i) { x[i] = local; }); }));
+  }
+  SUBCASE("beyond the end of a buffer, though the pool's block is larger") {
+    const auto write_all = [=](wn::Index n) { wn::for_each(n, [=](wn::Index i) { x[i] = 1; }); };
+    CHECK(is_fatal([&] { write_all(101); }));
+    CHECK(!is_fatal([&] { write_all(100); }));
+    CHECK(is_fatal([&] {
+      const wn::Buffer<float> y(100);
+      wn::gemm(false, false, 11, 10, 1, x, 1, x, 10, 0.0f, y.data(), 10);
+    }));
+  }
+  SUBCASE("of a buffer that is gone") {
+    CHECK(is_fatal([&] {
+      const float* const gone = wn::Buffer<float>::zeros(7).data();
+      wn::for_each(1, [=](wn::Index i) { x[i] = gone[i]; });
+    }));
+  }
+  SUBCASE("reading what nobody has written") {
+    const auto copy = [=](bool is_zero, wn::Index i) {
+      { const wn::Buffer<float> before = wn::Buffer<float>::zeros(10); }
+      const wn::Buffer<float> y(10);  // in the same memory
+      if (is_zero) y.set_zero();
+      const float* const from = y.data();
+      wn::for_each(1, [=](wn::Index) { x[i] = from[i]; });
+    };
+    CHECK(is_fatal([&] { copy(false, 3); }));
+    CHECK(!is_fatal([&] { copy(true, 3); }));
+  }
+  SUBCASE("races between warps") {
+    const auto write = [=](wn::Index step) {
+      wn::for_each_row(3, 1, [=](wn::Index row, wn::Team team) {
+        if (team.first()) x[row * step] = 1;
+      });
+    };
+    const auto read = [=](wn::Index ahead) {
+      wn::for_each(64, [=](wn::Index i) { x[i] = x[(i + ahead) % 64]; });
+    };
+    CHECK(is_fatal([&] { write(0); }));
+    CHECK(!is_fatal([&] { write(1); }));
+    CHECK(is_fatal([&] { read(32); }));
+    CHECK(!is_fatal([&] { read(0); }));
+    CHECK(!is_fatal([&] { write(1), write(1), read(0); }));  // launches are in order
+  }
+  SUBCASE("races between lanes, of which only barriers keep them") {
+    enum class Between { nothing, vote, barrier };
+    const auto exchange = [=](Between between, bool writes_first) {
+      wn::for_each_row(1, 1, [=](wn::Index, wn::Team) {
+        const unsigned lane = threadIdx.x, next = (lane + 1) % 32;
+        writes_first ? x[lane] = 1 : x[32 + lane] = x[next];
+        if (between == Between::vote) __ballot_sync(~0u, true);
+        if (between == Between::barrier) __syncwarp();
+        writes_first ? x[32 + lane] = x[next] : x[lane] = 1;
+      });
+    };
+    for (const bool writes_first : {true, false}) {
+      CHECK(is_fatal([&] { exchange(Between::nothing, writes_first); }));
+      CHECK(is_fatal([&] { exchange(Between::vote, writes_first); }));
+      CHECK(!is_fatal([&] { exchange(Between::barrier, writes_first); }));
+    }
+  }
+}
+
 TEST_CASE("emulated GPU: tensor cores round the factors, and shapes choose the order of a sum") {
   const float x = 1 + 0x1p-9f, y = 1 + 0x1p-12f;
   CHECK(emulated_gpu::rounded(x, emulated_gpu::unseen_bits(CUBLAS_COMPUTE_32F_FAST_TF32)) == x);
@@ -152,6 +227,24 @@ TEST_CASE("CUDA: long queues are in the order of the choices") {
                            wn::Buffer<std::int32_t>(expert).data(), nullptr, 1, n, E, C, C);
   CHECK(found.to_vector() == slot);
   CHECK(load.to_vector() == std::vector<std::int32_t>(queued, queued + E));
+}
+
+TEST_CASE("CUDA: slots that are given are filled after all are cleared") {
+  const wn::Index n = 90, E = 3, C = 40;
+  std::vector<std::int32_t> expert, slot, choice_of_slot(E * C, -1);
+  for (std::int32_t i = 0; i < n; ++i) {
+    expert.push_back(i % 3);
+    slot.push_back(i < 6 ? -1 : C - i / 3);  // from the last slot down; two are dropped
+    if (slot.back() >= 0)
+      choice_of_slot[static_cast<std::size_t>(expert.back() * C + slot.back())] = i;
+  }
+  wn::Buffer<std::int32_t> choices(E * C), load(E), kept(E);
+  wn::kernel::replay_slots(choices.data(), load.data(), kept.data(),
+                           wn::Buffer<std::int32_t>(expert).data(),
+                           wn::Buffer<std::int32_t>(slot).data(), n, E, C);
+  CHECK(choices.to_vector() == choice_of_slot);
+  CHECK(load.to_vector() == std::vector<std::int32_t>{30, 30, 30});
+  CHECK(kept.to_vector() == std::vector<std::int32_t>{28, 28, 28});
 }
 
 TEST_CASE("CUDA: the products of all heads are two pieces of work") {

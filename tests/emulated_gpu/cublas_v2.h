@@ -8,10 +8,8 @@
 
 #include <cuda_runtime.h>
 
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
 enum cublasStatus_t {
@@ -59,15 +57,7 @@ inline unsigned unseen_bits(cublasComputeType_t compute) {
                                                    : 0;
 }
 inline double rounded(double x, unsigned) { return x; }
-inline float rounded(float x, unsigned unseen) {  // to nearest, ties to even
-  if (unseen == 0 || !std::isfinite(x)) return x;
-  std::uint32_t bits;
-  std::memcpy(&bits, &x, sizeof(bits));
-  bits += (1u << (unseen - 1)) - 1 + (bits >> unseen & 1);
-  bits &= ~0u << unseen;
-  std::memcpy(&x, &bits, sizeof(bits));
-  return x;
-}
+float rounded(float x, unsigned unseen);  // to nearest, ties to even
 
 /// Column-major: C (m, n) = op(A) (m, k) op(B) (k, n) + beta C; C is not read if beta is 0.
 struct Product {
@@ -85,33 +75,7 @@ struct Product {
     return (type == CUDA_R_64F) == (compute == CUBLAS_COMPUTE_64F) ? CUBLAS_STATUS_SUCCESS
                                                                    : CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  void run(const void* a, const void* b, void* c) const {
-    if (type == CUDA_R_64F)
-      multiply<double>(a, b, c);
-    else
-      multiply<float>(a, b, c);
-  }
-  template <class T>
-  void multiply(const void* a, const void* b, void* c) const {
-    const T* const A = static_cast<const T*>(a);
-    const T* const B = static_cast<const T*>(b);
-    T* const C = static_cast<T*>(c);
-    const unsigned unseen = unseen_bits(compute);
-    const std::int64_t shape = (31 * m) ^ (17 * n) ^ (7 * k) ^ count;
-    const std::int64_t chains = chooses_by_shape() ? 1 + shape % 5 : 1;
-    for (std::int64_t j = 0; j < n; ++j)
-      for (std::int64_t i = 0; i < m; ++i) {
-        const auto chain = [&](std::int64_t first, T sum) {
-          for (std::int64_t p = first; p < k; p += chains)
-            sum = std::fma(rounded(op_b ? B[j + p * ldb] : B[p + j * ldb], unseen),
-                           rounded(op_a ? A[p + i * lda] : A[i + p * lda], unseen), sum);
-          return sum;
-        };
-        T sum = chain(0, beta == 0 ? T(0) : static_cast<T>(beta) * C[i + j * ldc]);
-        for (std::int64_t first = 1; first < chains; ++first) sum += chain(first, T(0));
-        C[i + j * ldc] = sum;
-      }
-  }
+  void run(const void* a, const void* b, void* c) const;  // in cublas.cpp
 };
 
 inline double scalar(const void* x, cudaDataType_t type) {
@@ -129,8 +93,14 @@ inline Product product(cublasOperation_t op_a, cublasOperation_t op_b, std::int6
 template <class Run>
 cublasStatus_t enqueue(const Product& p, const Run& run) {
   if (p.status() == CUBLAS_STATUS_SUCCESS)
-    Device::instance().enqueue(
-        [p, run] { in_order(static_cast<unsigned>(p.count), [&](unsigned i) { run(p, i); }); });
+    Device::instance().enqueue([p, run] {
+      watch::begin_launch("cuBLAS", nullptr, 0);
+      blockDim.x = Warp::num_lanes, threadIdx.x = 0;
+      in_order(static_cast<unsigned>(p.count), [&](unsigned i) {
+        blockIdx.x = i;  // items are in no order, as blocks are not
+        run(p, i);
+      });
+    });
   return p.status();
 }
 
@@ -163,6 +133,8 @@ inline cublasStatus_t cublasGemmBatchedEx_64(
   return emulated_gpu::enqueue(  // the pointers lie on the device
       emulated_gpu::product(op_a, op_b, m, n, k, alpha, type, lda, ldb, beta, ldc, count, compute),
       [=](const Product& p, unsigned i) {
+        for (const void* const* pointers : {a, b, const_cast<const void* const*>(c)})
+          emulated_gpu::watch::read(pointers + i, sizeof(void*));
         if (!begins_well(a[i], lda) || !begins_well(b[i], ldb) || !begins_well(c[i], ldc))
           emulated_gpu::die("cuBLAS: a fast product reads a misaligned address");
         p.run(a[i], b[i], c[i]);

@@ -6,13 +6,14 @@
 //   Stream    calls that are asynchronous on a GPU are queued, and done as late as the rules allow:
 //             when the host waits for them, not before
 //   Memory    what cudaMalloc hands out is filled with NaN, and the host is killed if it touches it
+//   Accesses  watch.cpp sees every access of a kernel, and ends the program at the first that a GPU
+//             need not survive: of host memory, beyond the end of a buffer, of values that nobody
+//             has written, of what another thread writes at the same time
 //   Errors    null pointers are refused, and emulated_gpu::fail_next() lets the next call fail
 //   Order     EMULATED_ORDER=reverse runs blocks, warps and lanes from the last to the first; a
 //             kernel without races gives the same bits
 //
-// Not emulated: a GPU's speed, its limits on registers and memory per block, kernels that reach
-// for the host's memory (a GPU refuses, this one does not), writes beyond the end of a buffer, and
-// lanes that read what another has written before a barrier.
+// Not emulated: a GPU's speed, and its limits on registers and memory per block.
 
 #ifndef WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
 #define WIDENET_TESTS_EMULATED_GPU_CUDA_RUNTIME_H
@@ -33,12 +34,11 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include "watch.hpp"
+
 #define __device__
 #define __host__
 #define __global__
-
-struct Dimension { unsigned x = 0; };
-inline Dimension threadIdx, blockIdx, blockDim;
 
 namespace emulated_gpu {
 
@@ -86,11 +86,14 @@ class Memory {
     sizes_[block] = bytes;
     return block;
   }
-  void release(void* block) {
+  /// Returns how many bytes they are.
+  std::size_t release(void* block) {
     const auto found = sizes_.find(block);
     if (found == sizes_.end()) die("cudaFree of what cudaMalloc never returned");
-    free_.emplace(found->second, block);
+    const std::size_t bytes = found->second;
+    free_.emplace(bytes, block);
     sizes_.erase(found);
+    return bytes;
   }
   std::size_t num_free() const { return capacity - used_; }
   void open() { protect(PROT_READ | PROT_WRITE); }
@@ -133,7 +136,7 @@ class Warp {
   /// kernel() in all lanes of the warp whose first thread is `first_thread` of its block.
   void run(unsigned first_thread, const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    for (Lane& lane : lanes_) lane.is_done = false, lane.num_exchanges = 0;
+    for (Lane& lane : lanes_) lane.is_done = false, lane.num_exchanges = lane.num_barriers = 0;
     do {
       in_order(num_lanes, [&](unsigned l) {
         threadIdx.x = first_thread + l;
@@ -144,16 +147,17 @@ class Warp {
           die("the lanes of a warp wait at different places");
     } while (!lanes_[0].is_done);
   }
+  /// The lane that runs begins, or goes on, to be watched.
+  void watch_this_lane() {
+    const Lane& lane = lanes_[current_];
+    watch::begin_thread(lane.num_barriers, lane.stack.data() + lane.stack.size());
+  }
   /// get(what all lanes brought to this exchange, this lane). Exchanges use two boards in turn:
   /// nobody can be two ahead, so nobody overwrites what another has yet to read.
   template <class Get>
-  auto exchange(unsigned long long mine, const Get& get) {
-    Lane& lane = lanes_[current_];
-    unsigned long long* const board = boards_[lane.num_exchanges++ % 2];
-    board[current_] = mine;
-    const unsigned l = current_;
-    if (_setjmp(lane.state) == 0) _longjmp(scheduler_, 1);
-    return get(board, l);
+  static auto exchange(unsigned long long mine, const Get& get, bool is_barrier = false) {
+    watch::end_thread();  // what follows is not the kernel's
+    return instance().exchange_in_lane(mine, get, is_barrier);
   }
 
  private:
@@ -162,8 +166,21 @@ class Warp {
     ucontext_t context;
     std::jmp_buf state;
     bool is_started = false, is_done = false;
-    long num_exchanges = 0;
-  };
+    long num_exchanges = 0, num_barriers = 0;  // shuffles and votes are no barriers: they do not
+  };                                           // order what lanes write and read
+
+  template <class Get>
+  auto exchange_in_lane(unsigned long long mine, const Get& get, bool is_barrier) {
+    Lane& lane = lanes_[current_];
+    unsigned long long* const board = boards_[lane.num_exchanges++ % 2];
+    board[current_] = mine;
+    const unsigned l = current_;
+    if (_setjmp(lane.state) == 0) _longjmp(scheduler_, 1);
+    if (is_barrier) ++lane.num_barriers;
+    const auto got = get(board, l);
+    watch_this_lane();
+    return got;
+  }
 
   /// The life of a lane: kernel after kernel.
   static void live() {
@@ -201,9 +218,17 @@ class Device {
   }
   void enqueue(std::function<void()> work) {
     const std::lock_guard<std::recursive_mutex> lock(mutex_);
-    stream_.push_back(std::move(work));
+    stream_.push_back([notes = std::exchange(notes_, {}), work = std::move(work)] {
+      for (const auto& note : notes) note();
+      work();
+    });
     ++num_queued;
     if (stream_.size() > 4096) synchronize();  // a GPU's queue is bounded, too
+  }
+  /// note() when the stream comes to the next piece of work.
+  void before_next(std::function<void()> note) {
+    const std::lock_guard<std::recursive_mutex> lock(mutex_);
+    notes_.push_back(std::move(note));
   }
   void synchronize() { run_until(num_queued); }
   /// Does the first `end` pieces of all the work that was ever queued, as far as they are not done.
@@ -230,8 +255,15 @@ class Device {
  private:
   std::recursive_mutex mutex_;
   std::deque<std::function<void()>> stream_;
+  std::vector<std::function<void()>> notes_;
   Memory memory_;
 };
+
+/// Of `size` bytes of device memory only the first `bytes` may be used by the work that follows.
+inline void set_usable(const void* block, std::size_t bytes, std::size_t size) {
+  Device::instance().before_next([=] { watch::set_usable(block, bytes, size); });
+}
+#define WIDENET_SET_USABLE(block, bytes, size) emulated_gpu::set_usable(block, bytes, size)
 
 /// The next call that can fail does so.
 inline void fail_next(int error) { Device::instance().next_error = error; }
@@ -252,8 +284,16 @@ inline bool is_valid_launch(unsigned blocks, unsigned threads) {
 template <class Kernel>
 void launch_rows(unsigned blocks, unsigned threads, const Kernel& kernel) {
   if (!is_valid_launch(blocks, threads)) return;
-  Device::instance().enqueue([blocks, threads, run = std::function<void()>(kernel)] {
+  const char* const name = __PRETTY_FUNCTION__;
+  Device::instance().enqueue([=] {
     blockDim.x = threads;
+    watch::begin_launch(name, &kernel, sizeof(kernel));
+    const std::function<void()> run = [&f = kernel] {
+      const Kernel& watched = f;
+      Warp::instance().watch_this_lane();
+      watched();
+      watch::end_thread();
+    };
     in_order(blocks, [&](unsigned block) {
       blockIdx.x = block;
       in_order(threads / Warp::num_lanes,
@@ -265,13 +305,18 @@ void launch_rows(unsigned blocks, unsigned threads, const Kernel& kernel) {
 template <class Kernel>
 void launch_elements(unsigned blocks, unsigned threads, const Kernel& kernel) {
   if (!is_valid_launch(blocks, threads)) return;
+  const char* const name = __PRETTY_FUNCTION__;
   Device::instance().enqueue([=] {
     blockDim.x = threads;
+    watch::begin_launch(name, &kernel, sizeof(kernel));
     in_order(blocks, [&](unsigned block) {
       blockIdx.x = block;
-      in_order(threads, [&](unsigned thread) {
+      in_order(threads, [&f = kernel](unsigned thread) {
+        const Kernel& watched = f;
         threadIdx.x = thread;
-        kernel();
+        watch::begin_thread(0, __builtin_frame_address(0));
+        watched();
+        watch::end_thread();
       });
     });
   });
@@ -282,7 +327,8 @@ void launch_elements(unsigned blocks, unsigned threads, const Kernel& kernel) {
 // WHAT KERNELS CALL -------------------------------------------------------------------------------
 
 inline void __syncwarp() {
-  emulated_gpu::Warp::instance().exchange(0, [](const unsigned long long*, unsigned) { return 0; });
+  const auto get_nothing = [](const unsigned long long*, unsigned) { return 0; };
+  emulated_gpu::Warp::exchange(0, get_nothing, true);
 }
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int lane_mask) {
@@ -290,7 +336,7 @@ T __shfl_xor_sync(unsigned lanes, T value, int lane_mask) {
   static_assert(sizeof(T) <= sizeof(unsigned long long), "a lane hands over at most 8 bytes");
   unsigned long long mine = 0, theirs;
   std::memcpy(&mine, &value, sizeof(T));
-  theirs = emulated_gpu::Warp::instance().exchange(
+  theirs = emulated_gpu::Warp::exchange(
       mine, [=](const unsigned long long* board, unsigned lane) {
         return board[lane ^ static_cast<unsigned>(lane_mask)];
       });
@@ -299,7 +345,7 @@ T __shfl_xor_sync(unsigned lanes, T value, int lane_mask) {
 }
 inline unsigned __ballot_sync(unsigned lanes, bool vote) {
   if (lanes != ~0u) emulated_gpu::die("only votes of all lanes are emulated");
-  return emulated_gpu::Warp::instance().exchange(
+  return emulated_gpu::Warp::exchange(
       vote, [](const unsigned long long* board, unsigned) {
         unsigned votes = 0;
         for (unsigned l = 0; l < 32; ++l) votes |= static_cast<unsigned>(board[l]) << l;
@@ -342,7 +388,11 @@ inline cudaError_t cudaDeviceSynchronize() {
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, int /*stream*/) {
   if (!to) return cudaErrorInvalidValue;
-  emulated_gpu::Device::instance().enqueue([=] { std::memset(to, value, bytes); });
+  emulated_gpu::Device::instance().enqueue([=] {
+    emulated_gpu::watch::begin_launch("cudaMemset", nullptr, 0);
+    emulated_gpu::watch::write(to, bytes);
+    std::memset(to, value, bytes);
+  });
   return cudaSuccess;
 }
 template <class T>
@@ -351,6 +401,7 @@ cudaError_t cudaMalloc(T** block, std::size_t bytes) {
   *block = static_cast<T*>(emulated_gpu::Device::instance().with_memory(
       [&](emulated_gpu::Memory& memory) { return memory.allocate(bytes); }));
   if (*block) {
+    emulated_gpu::set_usable(*block, bytes, bytes);
     cudaMemsetAsync(*block, 0xff, bytes, 0);
     return cudaSuccess;
   }
@@ -361,8 +412,9 @@ inline cudaError_t cudaFree(void* block) {  // waits for the device, as CUDA's d
   if (const int error = emulated_gpu::failure()) return static_cast<cudaError_t>(error);
   cudaDeviceSynchronize();
   if (block)
-    emulated_gpu::Device::instance().with_memory(
-        [&](emulated_gpu::Memory& memory) { memory.release(block); });
+    emulated_gpu::Device::instance().with_memory([&](emulated_gpu::Memory& memory) {
+      emulated_gpu::set_usable(block, 0, memory.release(block));
+    });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
@@ -380,11 +432,16 @@ inline cudaError_t cudaFreeHost(void* block) {  // waits, too
   std::free(block);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
-                                   int /*stream*/) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes,
+                                   cudaMemcpyKind kind, int /*stream*/) {
   if (const int error = emulated_gpu::failure()) return static_cast<cudaError_t>(error);
   if (!to || !from) return cudaErrorInvalidValue;
-  emulated_gpu::Device::instance().enqueue([=] { std::memcpy(to, from, bytes); });
+  emulated_gpu::Device::instance().enqueue([=] {
+    emulated_gpu::watch::begin_launch("cudaMemcpy", nullptr, 0);
+    if (kind != cudaMemcpyHostToDevice) emulated_gpu::watch::read(from, bytes);
+    if (kind != cudaMemcpyDeviceToHost) emulated_gpu::watch::write(to, bytes);
+    std::memcpy(to, from, bytes);
+  });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
