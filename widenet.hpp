@@ -2789,10 +2789,9 @@ class Tensor {
     while (!pending.empty()) {
       const Tensor y = pending.extract(pending.begin()).mapped();
       Node& node = *y.node_;
-      if (!node.backward) {  // a leaf, or walked before
-        require_unspent(node);
-        continue;
-      }
+      require_unspent(node);
+      if (!node.backward) continue;  // a leaf
+      node.is_spent = true;  // before its backward, which may throw and have overwritten buffers
       {
         const NoGrad no_graph;
         node.backward(node.gradient);
@@ -2838,7 +2837,6 @@ class Tensor {
       backward = {};
       restore = {};
       inputs.clear();
-      is_spent = true;
     }
     /// Frees a graph that was never walked without recursion, however long it is. The closures go
     /// first: whatever they hold is also an input, so no node dies with them.
@@ -2859,8 +2857,8 @@ class Tensor {
     }
   };
   static void require_unspent(const Node& node) {
-    require<ValueError>(!node.is_spent, "backward: a graph can be walked once; got a second call; "
-                        "hint: run forward again");
+    require<ValueError>(!node.is_spent, "backward: a graph can be walked once; got ",
+                        node.operation, " a second time; hint: run forward again");
   }
   std::shared_ptr<Node> node_;
 };

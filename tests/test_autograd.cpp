@@ -259,8 +259,8 @@ TEST_CASE("autograd: errors of backward") {
 }
 
 TEST_CASE("autograd: a graph can be walked once") {
-  const std::string text =
-      "widenet: backward: a graph can be walked once; got a second call; hint: run forward again";
+  const std::string text = "widenet: backward: a graph can be walked once; got multiply a second "
+                           "time; hint: run forward again";
   const auto x = parameter({1}, {3});
   const auto y = multiply(x, x);
   y.backward();
@@ -268,6 +268,29 @@ TEST_CASE("autograd: a graph can be walked once") {
   CHECK(x.gradient().to_vector() == Values{6});
   // Half of this graph was walked before: without an error x would miss its part of the gradient.
   CHECK_THROWS_WITH_AS((2.0 * y).backward(), text.c_str(), ValueError);
+}
+
+// A backward may have added to some gradients, or overwritten what it kept, before it throws.
+TEST_CASE("autograd: a graph whose backward threw is not walked again") {
+  const auto x = parameter({1}, {3});
+  const auto make = [&](const char* operation) {
+    const Tensor<double> y(x.shape(), x.value().clone());
+    y.record(operation, {x}, [x](const Buffer<double>& dy) {
+      x.add_gradient(dy);
+      fail<Error>("no memory");
+    });
+    return y;
+  };
+  const auto y = make("y"), z = make("z");
+  CHECK_THROWS_WITH_AS(y.backward(), "widenet: no memory", Error);
+  CHECK_THROWS_WITH_AS(y.backward(),
+                       "widenet: backward: a graph can be walked once; got y a second time; "
+                       "hint: run forward again", ValueError);
+  CHECK_THROWS_WITH_AS((2.0 * z).backward(), "widenet: no memory", Error);
+  CHECK_THROWS_WITH_AS((2.0 * z).backward(),
+                       "widenet: backward: a graph can be walked once; got z a second time; "
+                       "hint: run forward again", ValueError);
+  CHECK(x.gradient().to_vector() == Values{3});
 }
 
 TEST_CASE("autograd: gradcheck notices a backward that is off by 1.001") {
