@@ -2682,11 +2682,11 @@ class Tensor {
   }
 
   explicit operator bool() const { return node_ != nullptr; }
-  const Shape& shape() const { return node_->shape; }
-  Index size() const { return node_->shape.num_values(); }
+  const Shape& shape() const { return node().shape; }
+  Index size() const { return node().shape.num_values(); }
   /// The values; those of a tensor that was told to forget them are computed again.
   const Buffer<T>& value() const {
-    if (node_->value.size() != size() && node_->restore) node_->value = node_->restore();
+    if (node().value.size() != size() && node_->restore) node_->value = node_->restore();
     return node_->value;
   }
   T* data() const { return value().data(); }
@@ -2710,15 +2710,15 @@ class Tensor {
 
   /// Whether backward() leaves a gradient here. Parameters ask for it; results of operations have
   /// one while backward() needs it, and keep it if asked to.
-  bool needs_gradient() const { return node_->needs_gradient; }
+  bool needs_gradient() const { return node().needs_gradient; }
   const Tensor& require_gradient() const {
-    node_->needs_gradient = node_->keeps_gradient = true;
+    node().needs_gradient = node().keeps_gradient = true;
     return *this;
   }
-  bool has_gradient() const { return node_->has_gradient; }
+  bool has_gradient() const { return node().has_gradient; }
   /// dL/dx; zero as long as nothing has contributed to it.
   const Buffer<T>& gradient() const {
-    if (!node_->has_gradient) {
+    if (!has_gradient()) {
       own_gradient();
       node_->gradient.set_zero();
       node_->has_gradient = true;
@@ -2726,7 +2726,7 @@ class Tensor {
     return node_->gradient;
   }
   /// Forgets the gradient but keeps its memory: the next contribution overwrites it.
-  void zero_gradient() const { node_->has_gradient = false; }
+  void zero_gradient() const { node().has_gradient = false; }
 
   // What follows is for those who write operations.
 
@@ -2856,6 +2856,10 @@ class Tensor {
       }
     }
   };
+  Node& node() const {
+    require<ValueError>(bool(node_), "Tensor: it must have values; got one that refers to nothing");
+    return *node_;
+  }
   static void require_unspent(const Node& node) {
     require<ValueError>(!node.is_spent, "backward: a graph can be walked once; got ",
                         node.operation, " a second time; hint: run forward again");

@@ -24,6 +24,25 @@ TEST_CASE("autograd: makes tensors of zeros, of one value, of random values") {
                        "widenet: item: the tensor must have 1 value; got (2)", ShapeError);
 }
 
+TEST_CASE("autograd: a tensor that refers to nothing is no operand") {
+  const char* const text = "widenet: Tensor: it must have values; got one that refers to nothing";
+  const auto x = parameter({1}, {3});
+  const Tensor<double> nothing;
+  CHECK_THROWS_WITH_AS(gelu(nothing), text, ValueError);
+  CHECK_THROWS_WITH_AS(sum(nothing), text, ValueError);
+  CHECK_THROWS_WITH_AS(x + nothing, text, ValueError);
+  CHECK_THROWS_WITH_AS(linear(nothing, x), text, ValueError);
+  CHECK_THROWS_WITH_AS(nothing.item(), text, ValueError);
+  CHECK_THROWS_WITH_AS(nothing.backward(), text, ValueError);
+  CHECK_THROWS_WITH_AS(nothing.require_gradient(), text, ValueError);
+  CHECK_THROWS_WITH_AS(nothing.gradient(), text, ValueError);
+  CHECK_THROWS_WITH_AS(nothing.zero_gradient(), text, ValueError);
+  Tensor<double> moved = x;
+  const auto y = std::move(moved);
+  CHECK(y.item() == 3);
+  CHECK_THROWS_WITH_AS(moved.item(), text, ValueError);
+}
+
 TEST_CASE("autograd: an input used twice gets both gradients") {
   const auto x = parameter({1}, {3});
   multiply(x, x).backward();
