@@ -493,8 +493,9 @@ class Buffer {
                         "Buffer: the number of values must lie in [0, ", limit, "]; got ", size);
     if (size == 0) return;
     detail::Pool& pool = detail::Pool::instance();
-    const auto give_back = [&pool, bytes = num_bytes()](T* block) { pool.give(block, bytes); };
-    data_ = std::shared_ptr<T>(static_cast<T*>(pool.take(num_bytes())), give_back);
+    const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+    const auto give_back = [&pool, bytes](T* block) { pool.give(block, bytes); };
+    data_ = std::shared_ptr<T>(static_cast<T*>(pool.take(bytes)), give_back);
   }
   Buffer(const std::vector<T>& values) : Buffer(static_cast<Index>(values.size())) {
     detail::upload(data(), values.data(), num_bytes());
@@ -505,29 +506,29 @@ class Buffer {
     return buffer;
   }
   T* data() const { return data_.get(); }
-  Index size() const { return size_; }
+  Index size() const { return data_ ? size_ : 0; }  // 0 if moved from
   bool is_shared() const { return data_.use_count() > 1; }
   void set_zero() const { detail::set_zero(data(), num_bytes()); }
   Buffer clone() const {
-    const Buffer copy(size_);
+    const Buffer copy(size());
     detail::copy(copy.data(), data(), num_bytes());
     return copy;
   }
   /// Copies the values out, waiting for the device.
   std::vector<T> to_vector() const {
-    std::vector<T> values(static_cast<std::size_t>(size_));
+    std::vector<T> values(static_cast<std::size_t>(size()));
     detail::download(values.data(), data(), num_bytes());
     return values;
   }
   /// Overwrites all values.
   void assign(const std::vector<T>& values) const {
-    require<ShapeError>(static_cast<Index>(values.size()) == size_, "Buffer: assign needs ", size_,
-                        " values; got ", values.size());
+    require<ShapeError>(static_cast<Index>(values.size()) == size(), "Buffer: assign needs ",
+                        size(), " values; got ", values.size());
     detail::upload(data(), values.data(), num_bytes());
   }
 
  private:
-  std::size_t num_bytes() const { return static_cast<std::size_t>(size_) * sizeof(T); }
+  std::size_t num_bytes() const { return static_cast<std::size_t>(size()) * sizeof(T); }
   Index size_ = 0;
   std::shared_ptr<T> data_;
 };

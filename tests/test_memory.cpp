@@ -110,6 +110,15 @@ TEST_CASE("memory: copies of a buffer share the values, clones do not") {
                        ShapeError);
 }
 
+TEST_CASE("memory: a buffer that was moved from is empty") {
+  Buffer<float> a(std::vector<float>{1, 2, 3});
+  const Buffer<float> b = std::move(a);
+  CHECK(b.to_vector() == std::vector<float>{1, 2, 3});
+  CHECK(a.size() == 0);
+  CHECK(a.to_vector().empty());
+  CHECK(a.clone().size() == 0);
+}
+
 TEST_CASE("memory: a tensor is as large as its shape says") {
   CHECK_THROWS_WITH_AS(check::tensor({2, 3}, {1, 2}),
                        "widenet: Tensor: (2, 3) needs 6 values; got 2", ShapeError);
