@@ -2663,6 +2663,7 @@ class Tensor {
     node_->value = value;
   }
   Tensor(const Shape& shape, const std::vector<T>& values) : Tensor(shape, Buffer<T>(values)) {}
+  Tensor(const Shape& shape, std::initializer_list<T> x) : Tensor(shape, std::vector<T>(x)) {}
   static Tensor zeros(const Shape& shape) {
     return Tensor(shape, Buffer<T>::zeros(shape.num_values()));
   }

@@ -18,6 +18,8 @@ TEST_CASE("autograd: makes tensors of zeros, of one value, of random values") {
   CHECK(Tensor<float>::zeros({2, 2}).to_vector() == std::vector<float>{0, 0, 0, 0});
   CHECK(Tensor<float>::full({3}, 2.5f).to_vector() == std::vector<float>{2.5f, 2.5f, 2.5f});
   CHECK(Tensor<float>::full({}, 2.5f).item() == 2.5f);
+  CHECK(Tensor<float>({1}, {2.5f}).item() == 2.5f);  // {2.5f} could be a vector or a Buffer
+  CHECK(Tensor<float>({0}, {}).size() == 0);
   CHECK_FALSE(Tensor<float>());
   CHECK(Tensor<float>::zeros({2}));
   CHECK_THROWS_WITH_AS(tensor({2}, {1, 2}).item(),
