@@ -1750,7 +1750,7 @@ template <class T> void add_periodic(T* y, const T* x, const T* block, Index per
 }
 
 template <class T> void relu_forward(T* y, const T* x, Index n) {
-  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = x[i] > T(0) ? x[i] : T(0); });
+  for_each(n, [=] WIDENET_KERNEL(Index i) { y[i] = x[i] <= T(0) ? T(0) : x[i]; });  // keeps NaN
 }
 template <class T> void relu_backward(Sink<T> dx, const T* dy, const T* x, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { dx.put(i, x[i] > T(0) ? dy[i] : T(0)); });
@@ -2083,7 +2083,7 @@ void renormalize_forward(T* y, const T* g, const std::int32_t* slot, T eps, Inde
     T total = eps;
     for (Index nk = n * K; nk < (n + 1) * K; ++nk) total += counts(nk) ? g[nk] : T(0);
     for (Index nk = n * K; nk < (n + 1) * K; ++nk)
-      y[nk] = counts(nk) && total > T(0) ? g[nk] / total : T(0);
+      y[nk] = counts(nk) && total != T(0) ? g[nk] / total : T(0);
   });
 }
 /// dg[n, k] = (dy[n, k] - sum over i of dy[n, i] y[n, i]) / (s + eps)    [d renormalize]
@@ -2099,7 +2099,7 @@ void renormalize_backward(Sink<T> dg, const T* dy, const T* y, const T* g, const
       dot += dy[nk] * y[nk];
     }
     for (Index nk = n * K; nk < (n + 1) * K; ++nk)
-      dg.put(nk, counts(nk) && total > T(0) ? (dy[nk] - dot) / total : T(0));
+      dg.put(nk, counts(nk) && total != T(0) ? (dy[nk] - dot) / total : T(0));
   });
 }
 /// The expert of the largest p[n, :], the lowest of equal ones, gets the score 2: above all others.

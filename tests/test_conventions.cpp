@@ -981,6 +981,15 @@ TEST_CASE("conventions: violations are listed") {
   CHECK(c.violations() == of_two);
 }
 
+TEST_CASE("conventions: gates that are NaN stay NaN when they are made to add up to 1") {
+  const double nan = std::nan("");
+  const Tensor<double> gate = check::tensor({1, 2}, {nan, nan}).require_gradient();
+  const Tensor<double> y = renormalize(gate, {}, 0);
+  for (const double value : y.to_vector()) CHECK(std::isnan(value));
+  sum(y).backward();
+  for (const double value : gate.gradient().to_vector()) CHECK(std::isnan(value));
+}
+
 TEST_CASE("conventions: gates that are all 0 stay 0 when they are made to add up to 1") {
   const Tensor<double> gate = check::tensor({2, 2}, {0, 0, 0.25, 0.75}).require_gradient();
   for (const double eps : {0.0, 1e-9}) {

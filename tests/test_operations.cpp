@@ -320,6 +320,9 @@ TEST_CASE("relu: known values, gradients, bits") {
   check::close(y, {0, 0, 0.5, 3});
   y.backward(Buffer<double>(Values{1, 2, 3, 4}));
   check::close(x.gradient().to_vector(), {0, 0, 3, 4});
+  const Values odd = relu(tensor({3}, {std::nan(""), -0.0, -HUGE_VAL})).to_vector();
+  CHECK(std::isnan(odd[0]));
+  CHECK(check::same_bits(Values{odd[1], odd[2]}, Values{0, 0}));
   check_op({{3, 5}}, relu_);
   check_threads({{97, 101}}, relu_);
 }
