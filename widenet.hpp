@@ -3319,8 +3319,8 @@ Tensor<T> slice_tokens(const Tensor<T>& x, Index first, Index count) {
   const Shape& s = x.shape();
   require<ShapeError>(s.rank() == 3, "slice_tokens: x must be (B, T, D); got ", s);
   require<ValueError>(first >= 0 && count >= 0 && first <= s[1] - count,
-                      "slice_tokens: tokens must lie in [0, ", s[1], "); got ", first, " to ",
-                      first + count - 1);
+                      "slice_tokens: tokens must lie in [0, ", s[1], "); got ", count, " from ",
+                      first);
   const Index B = s[0], T_ = s[1], D = s[2];
   const Tensor<T> y(Shape{B, count, D});
   kernel::copy_tokens(Sink<T>{y.data(), false}, count, 0, x.data(), T_, first, B, count, D);
@@ -3823,7 +3823,7 @@ inline std::vector<std::string> warnings(const Conventions& c, Index K, Index E)
 ///
 ///   C = max(minimum, factor K N / E, or another formula, rounded)
 ///
-///   Errors    ValueError if an argument is not positive
+///   Errors    ValueError if an argument is not positive, or too large for 53 bits
 ///   Differs   the paper prints factor K N without the division, which would never drop anything
 inline Index expert_capacity(const Conventions& c, Rational factor, Index K, Index N, Index E) {
   require<ValueError>(factor.numerator > 0 && factor.denominator > 0 && K > 0 && N > 0 && E > 0,
@@ -3833,6 +3833,11 @@ inline Index expert_capacity(const Conventions& c, Rational factor, Index K, Ind
                       "expert_capacity: capacity_multiple, capacity_minimum and capacity_slots "
                       "must be positive; got ", c.capacity_multiple, ", ", c.capacity_minimum, ", ",
                       c.capacity_slots);
+  constexpr Index limit = Index(1) << 53;
+  require<ValueError>(factor.numerator <= limit / K / N && factor.denominator <= limit / E &&
+                          c.capacity_multiple <= limit && c.capacity_slots <= limit,
+                      "expert_capacity: products and slots must not exceed 2^53; got ", factor,
+                      ", ", K, ", ", N, ", ", E);
   const Index above = factor.numerator, below = factor.denominator, m = c.capacity_multiple;
   const auto up = [](Index a, Index b) { return (a + b - 1) / b; };
   const auto divide = [&](Index a, Index b) {
@@ -3994,6 +3999,7 @@ Tensor<T> router_probabilities(const Tensor<T>& z, const Buffer<T>& noise = {}) 
 ///   Backward  dp[n, e] = dgate[n, k] where e was choice k of n, 0 elsewhere    [d select_gates]
 template <class T>
 Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, Index K) {
+  require<ShapeError>(p.shape().rank() == 2, "select_gates: p must be (N, E); got ", p.shape());
   const Index N = p.shape()[0], E = p.shape()[1];
   require<ShapeError>(expert.size() == N * K, "select_gates: there must be N * K = ", N * K,
                       " choices; got ", expert.size());
@@ -4014,6 +4020,8 @@ Tensor<T> select_gates(const Tensor<T>& p, const Buffer<std::int32_t>& expert, I
 ///   Source    Mixtral, Mesh TF, Tutel; with slots DeepSpeed
 template <class T>
 Tensor<T> renormalize(const Tensor<T>& gate, const Buffer<std::int32_t>& slot, double eps) {
+  require<ShapeError>(gate.shape().rank() == 2, "renormalize: gate must be (N, K); got ",
+                      gate.shape());
   const Index N = gate.shape()[0], K = gate.shape()[1];
   require<ShapeError>(slot.size() == 0 || slot.size() == N * K,
                       "renormalize: there must be N * K = ", N * K, " slots or none; got ",
@@ -4094,7 +4102,7 @@ void require_valid_choices(const typename Replay<T>::Choices& choices, const Rou
 ///
 ///   Shapes    logits (N, E), noise N*E values or none
 ///   Errors    ShapeError if logits are not (N, E); ValueError unless 1 <= K <= E and N >= 1, and
-///             if the groups do not divide N
+///             if the groups do not divide N or unusable_slots is negative
 ///   Source    authors' code; V-MoE, vmoe/moe.py
 template <class T>
 Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buffer<T>& noise = {},
@@ -4108,6 +4116,8 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
                       "route: 1 <= K <= E and N >= 1 must hold; got K = ", r.K, ", E = ", r.E,
                       ", N = ", r.N);
   const Conventions& rules = options.conventions;
+  require<ValueError>(rules.unusable_slots >= 0, "route: unusable_slots must not be negative; got ",
+                      rules.unusable_slots);
   const Index group = options.group_tokens > 0 ? options.group_tokens : r.N;
   require<ValueError>(r.N % group == 0, "route: group_tokens must divide N; got ", group, ", ",
                       r.N);
@@ -4948,7 +4958,7 @@ class Encoder {
     require<ShapeError>(sequences == 0 || B % sequences == 0,
                         "Encoder: capacity_sequences must divide the sequences of a batch; got ",
                         sequences, ", ", B, "; hint: a last batch that is shorter can be left out");
-    const Index group = N / B * sequences;  // 0: the whole batch
+    const Index group = sequences == 0 ? 0 : N / B * sequences;  // 0: the whole batch
     out.routings.push_back(route(router_logits(seen, router.weight, router.bias),
                                  {config_.top_k, factor, rules, group}, noise,
                                  training ? &order : nullptr,

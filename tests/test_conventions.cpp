@@ -478,6 +478,8 @@ TEST_CASE("renormalize, dropped_inputs, router bias: known values, gradients, er
   check_throws<ShapeError>(
       [&] { renormalize(gate, Buffer<std::int32_t>(Ints{0}), 0); },
       "widenet: renormalize: there must be N * K = 4 slots or none; got 1");
+  check_throws<ShapeError>([&] { renormalize(Tensor<double>::zeros({4}), {}, 0); },
+                           "widenet: renormalize: gate must be (N, K); got (4)");
 
   const Replay<double>::Choices choices{Buffer<std::int32_t>(Ints{0, 1, 1, 0}), slot};
   const Routing<double> r = route(Tensor<double>::zeros({2, 3}), options(Conventions::paper()), {},
@@ -1027,4 +1029,11 @@ TEST_CASE("conventions: numbers of capacity that make no capacity are refused") 
   CHECK_THROWS_WITH_AS(expert_capacity(rules, {1, 1}, 1, 8, 2),
                        "widenet: expert_capacity: capacity_multiple, capacity_minimum and "
                        "capacity_slots must be positive; got 0, 1, 64", ValueError);
+  for (Index Conventions::*const number :
+       {&Conventions::capacity_multiple, &Conventions::capacity_slots}) {
+    rules = Conventions();
+    rules.capacity = CapacityRule::absolute;
+    rules.*number = std::numeric_limits<Index>::max();
+    CHECK_THROWS_AS(expert_capacity(rules, {1, 1}, 1, 8, 2), ValueError);
+  }
 }

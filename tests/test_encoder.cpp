@@ -630,6 +630,14 @@ TEST_CASE("encoder: a model may go, and its blocks are run again all the same") 
   CHECK(std::isfinite(x.gradient().to_vector()[0]));
 }
 
+TEST_CASE("encoder: a batch of no sequences is an error, not a division by zero") {
+  ParameterSet<float> parameters{Rng(5)};
+  const Encoder<float> encoder(EncoderConfig(), parameters);
+  CHECK_THROWS_WITH_AS(encoder.forward(Tensor<float>::zeros({0, 5, 32}), nullptr, {}),
+                       "widenet: route: 1 <= K <= E and N >= 1 must hold; got K = 2, E = 4, N = 0",
+                       ValueError);
+}
+
 TEST_CASE("encoder: a configuration's violations are listed all at once") {
   const auto violations = [](const std::function<void(EncoderConfig&)>& change) {
     EncoderConfig c;

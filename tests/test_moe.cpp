@@ -223,6 +223,8 @@ TEST_CASE("select_gates: known values, gradients, errors") {
   }
   check_throws<ShapeError>([&] { select_gates(p, expert, 1); },
                            "widenet: select_gates: there must be N * K = 2 choices; got 4");
+  check_throws<ShapeError>([&] { select_gates(Tensor<double>::zeros({4}), expert, 1); },
+                           "widenet: select_gates: p must be (N, E); got (4)");
 }
 
 TEST_CASE("route: softmax comes before top-K, and gates are not renormalised") {
@@ -440,6 +442,16 @@ TEST_CASE("route: errors") {
   check_throws<ValueError>([] { expert_capacity({0, 5}, 2, 8, 4); },
                            "widenet: expert_capacity: factor, K, N and E must be positive; got "
                            "0/5, 2, 8, 4");
+  const Index big = Index(1) << 40;
+  check_throws<ValueError>([=] { expert_capacity({big, 1}, 2, big, 4); },
+                           "widenet: expert_capacity: products and slots must not exceed 2^53; got "
+                           "1099511627776/1, 2, 1099511627776, 4");
+  CHECK_THROWS_AS(expert_capacity({1, big}, 2, 8, big), ValueError);
+  CHECK(expert_capacity({1, 1}, 1, Index(1) << 53, 1) == Index(1) << 53);
+  RouteOptions o = options(1, {1, 8});  // with more slots than there are choices would leave them
+  o.conventions.unusable_slots = -3;
+  check_throws<ValueError>([&] { route(busy_logits(), o); },
+                           "widenet: route: unusable_slots must not be negative; got -3");
 }
 
 TEST_CASE("router_noise: deviation 1/E or 1/E^2, from the given stream only") {

@@ -502,9 +502,13 @@ TEST_CASE("slice_tokens: known values, gradients, bits, errors") {
   check_threads({{31, 13, 37}}, slice_);
   check_batch({{5, 7, 11}}, slice_);
   CHECK_THROWS_WITH_AS(slice_tokens(x, 2, 2),
-                       "widenet: slice_tokens: tokens must lie in [0, 3); got 2 to 3", ValueError);
+                       "widenet: slice_tokens: tokens must lie in [0, 3); got 2 from 2",
+                       ValueError);
   CHECK_THROWS_WITH_AS(slice_tokens(x, -1, 2),
-                       "widenet: slice_tokens: tokens must lie in [0, 3); got -1 to 0", ValueError);
+                       "widenet: slice_tokens: tokens must lie in [0, 3); got 2 from -1",
+                       ValueError);
+  const Index most = std::numeric_limits<Index>::max();
+  CHECK_THROWS_AS(slice_tokens(x, most, most), ValueError);
   CHECK_THROWS_WITH_AS(slice_tokens(tensor({2}, {1, 2}), 0, 1),
                        "widenet: slice_tokens: x must be (B, T, D); got (2)", ShapeError);
 }
