@@ -3796,7 +3796,7 @@ struct Conventions {
   /// The standard deviation of normal noise on the logits; 0 under another law.
   double noise_deviation(Index E) const {
     return noise == RouterNoise::one_over_experts           ? noise_scale / double(E)
-           : noise == RouterNoise::one_over_experts_squared ? noise_scale / double(E * E)
+           : noise == RouterNoise::one_over_experts_squared ? noise_scale / (double(E) * double(E))
                                                             : 0;
   }
 
@@ -4570,6 +4570,22 @@ Buffer<T> router_noise(RouterNoise law, Index N, Index E, const Rng& rng, double
 // WideNet shares attention, router and experts among the blocks; each block has its own two
 // LayerNorms. Every other system of the paper is this encoder with other switches.
 
+namespace detail {
+
+/// check(holds, rule, values...) adds "<rule>; got <values>" to `found`, unless the rule holds.
+inline auto rule_checker(std::vector<std::string>& found) {
+  return [&found](bool holds, const char* rule, auto... got) {
+    if (holds) return;
+    PlainText line;
+    line << rule << "; got ";
+    const char* separator = "";
+    ((line << separator << got, separator = ", "), ...);
+    found.push_back(line.str());
+  };
+}
+
+}  // namespace detail
+
 /// One encoder: every system of the paper is a value of this struct.
 struct EncoderConfig {
   Index width = 32;            // D
@@ -4617,14 +4633,7 @@ struct EncoderConfig {
   /// What is wrong, one line each; nothing if the configuration names a model.
   std::vector<std::string> violations() const {
     std::vector<std::string> found;
-    const auto check = [&found](bool holds, const std::string& rule, auto... got) {
-      if (holds) return;
-      PlainText line;
-      line << rule << "; got ";
-      const char* separator = "";
-      ((line << separator << got, separator = ", "), ...);
-      found.push_back(line.str());
-    };
+    const auto check = detail::rule_checker(found);
     check(width > 0 && heads > 0 && blocks > 0, "width, heads and blocks must be positive", width,
           heads, blocks);
     check(heads <= 0 || width % heads == 0, "heads must divide width", heads, width);
@@ -4641,7 +4650,8 @@ struct EncoderConfig {
           num_moe_blocks());
     check(capacity_factor.numerator > 0 && capacity_factor.denominator > 0,
           "capacity_factor must be positive", capacity_factor);
-    check(layer_norm_eps > 0, "layer_norm_eps must be positive", layer_norm_eps);
+    check(layer_norm_eps > 0 && std::isfinite(layer_norm_eps),
+          "layer_norm_eps must be positive and finite", layer_norm_eps);
     check(dropout >= 0 && dropout < 1, "dropout must lie in [0, 1)", dropout);
     check(blocks <= 65536, "blocks must not exceed 65536", blocks);
     check(capacity_factor.numerator <= 1000000 && capacity_factor.denominator <= 1000000,
@@ -4652,9 +4662,10 @@ struct EncoderConfig {
           "evaluation_capacity_factor must lie in [0, 1000000]", evaluation);
     const Conventions& c = conventions;
     check(c.unusable_slots >= 0, "unusable_slots must not be negative", c.unusable_slots);
-    check(c.noise_scale >= 0 && c.gate_eps >= 0 && c.second_choice_threshold >= 0,
-          "noise_scale, gate_eps and second_choice_threshold must not be negative", c.noise_scale,
-          c.gate_eps, c.second_choice_threshold);
+    check(c.noise_scale >= 0 && c.gate_eps >= 0 && c.second_choice_threshold >= 0 &&
+              std::isfinite(c.noise_scale + c.gate_eps + c.second_choice_threshold),
+          "noise_scale, gate_eps and second_choice_threshold must be finite and not negative",
+          c.noise_scale, c.gate_eps, c.second_choice_threshold);
     check(c.capacity_multiple > 0 && c.capacity_minimum > 0 && c.capacity_slots > 0,
           "capacity_multiple, capacity_minimum and capacity_slots must be positive",
           c.capacity_multiple, c.capacity_minimum, c.capacity_slots);
@@ -5048,18 +5059,14 @@ struct VisionConfig {
 
   std::vector<std::string> violations() const {
     std::vector<std::string> found = encoder.violations();
-    PlainText line;
-    if (patch <= 0 || image_height <= 0 || image_width <= 0 || image_height % patch != 0 ||
-        image_width % patch != 0) {
-      line << "patch must divide image_height and image_width; got " << patch << ", "
-           << image_height << ", " << image_width;
-      found.push_back(line.str());
-    }
-    if (channels <= 0 || classes <= 0) {
-      line.str("");
-      line << "channels and classes must be positive; got " << channels << ", " << classes;
-      found.push_back(line.str());
-    }
+    const auto check = detail::rule_checker(found);
+    check(patch > 0 && image_height > 0 && image_width > 0 && image_height % patch == 0 &&
+              image_width % patch == 0,
+          "patch must divide image_height and image_width", patch, image_height, image_width);
+    check(channels > 0 && classes > 0, "channels and classes must be positive", channels, classes);
+    check(std::max({image_height, image_width, channels}) <= 1000000,
+          "image_height, image_width and channels must not exceed 1000000", image_height,
+          image_width, channels);
     return found;
   }
 
@@ -5247,12 +5254,10 @@ struct LanguageConfig {
   }
   std::vector<std::string> violations() const {
     std::vector<std::string> found = encoder.violations();
-    if (vocabulary > 0 && max_tokens > 0 && types > 0 && embedding > 0 && classes > 0) return found;
-    PlainText line;
-    line << "vocabulary, max_tokens, types, embedding and classes must be positive; got "
-         << vocabulary << ", " << max_tokens << ", " << types << ", " << embedding << ", "
-         << classes;
-    found.push_back(line.str());
+    detail::rule_checker(found)(
+        vocabulary > 0 && max_tokens > 0 && types > 0 && embedding > 0 && classes > 0,
+        "vocabulary, max_tokens, types, embedding and classes must be positive", vocabulary,
+        max_tokens, types, embedding, classes);
     return found;
   }
 };

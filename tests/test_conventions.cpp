@@ -967,12 +967,17 @@ TEST_CASE("conventions: violations are listed") {
   k.balance = BalanceRule::load;
   const std::vector<std::string> expected = {
       "evaluation_capacity_factor must lie in [0, 1000000]; got -1/1",
-      "noise_scale, gate_eps and second_choice_threshold must not be negative; got -1, 0, 0",
+      "noise_scale, gate_eps and second_choice_threshold must be finite and not negative; got -1, "
+      "0, 0",
       "capacity_multiple, capacity_minimum and capacity_slots must be positive; got 0, 1, 64",
       "capacity_sequences and the other numbers of capacity must lie in [0, 1000000]; got -1, 0, "
       "1, 64",
       "balance rule load needs normal noise of a positive noise_scale; got -1"};
   CHECK(c.violations() == expected);
+
+  c = EncoderConfig();
+  c.conventions.gate_eps = HUGE_VAL, c.layer_norm_eps = HUGE_VAL;  // JSON has no such number
+  CHECK(c.violations().size() == 2);
 
   c = EncoderConfig();
   c.conventions = Conventions::mixtral(), c.conventions.capacity_sequences = 1;

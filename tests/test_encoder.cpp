@@ -658,7 +658,7 @@ TEST_CASE("encoder: a configuration's violations are listed all at once") {
               "dense_hidden must be positive; got -1\n"
               "routing_groups must be -1 or lie in [1, number of MoE blocks]; got 2, 1\n"
               "capacity_factor must be positive; got 0/5\n"
-              "layer_norm_eps must be positive; got 0\n"
+              "layer_norm_eps must be positive and finite; got 0\n"
               "dropout must lie in [0, 1); got 1\n"
               "unusable_slots must not be negative; got -1\n");
   CHECK(violations([](EncoderConfig& c) { c.blocks = 65537; }) ==

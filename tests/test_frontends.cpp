@@ -246,4 +246,11 @@ TEST_CASE("vision model: errors") {
                           std::to_string(patch) + ", 4, 6").c_str(),
                          ConfigError);
   }
+  c = small();
+  c.patch = c.image_height = c.image_width = Index(1) << 32;  // P * P would overflow
+  CHECK_THROWS_WITH_AS(count_parameters(c),
+                       "widenet: VisionConfig: the configuration must name a model\n"
+                       "  image_height, image_width and channels must not exceed 1000000; got "
+                       "4294967296, 4294967296, 3",
+                       ConfigError);
 }
