@@ -5592,11 +5592,17 @@ class Optimizer {
     for (const Parameter<T>& p : parameters_) p.tensor.zero_gradient();
   }
   double learning_rate() const { return learning_rate_; }
-  void set_learning_rate(double rate) { learning_rate_ = rate; }
+  void set_learning_rate(double rate) {
+    require<ValueError>(rate >= 0, "Optimizer: the rate must not be negative; got ", rate);
+    learning_rate_ = rate;
+  }
   /// How many steps have been made; a checkpoint carries it, as AdamW and LAMB
   /// correct by it.
   Index num_steps() const { return num_steps_; }
-  void set_num_steps(Index steps) { num_steps_ = steps; }
+  void set_num_steps(Index steps) {
+    require<ValueError>(steps >= 0, "Optimizer: steps must not be negative; got ", steps);
+    num_steps_ = steps;
+  }
   const std::vector<Parameter<T>>& parameters() const { return parameters_; }
   /// The state under names such as "adamw.m.head.weight".
   const std::vector<Parameter<T>>& state() const { return state_; }

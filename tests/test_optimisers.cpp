@@ -297,6 +297,14 @@ TEST_CASE("optimisers: errors") {
                        "widenet: LAMB: rate, decay >= 0, eps > 0 and betas in [0, 1) must hold; "
                        "got 0.5, 2, 0.125, 0.25, 1",
                        ValueError);
+  SGD<double> sgd(none, 1);
+  CHECK_THROWS_WITH_AS(sgd.set_learning_rate(-0.5),
+                       "widenet: Optimizer: the rate must not be negative; got -0.5", ValueError);
+  CHECK_THROWS_AS(sgd.set_learning_rate(std::nan("")), ValueError);
+  CHECK_THROWS_WITH_AS(sgd.set_num_steps(-1),
+                       "widenet: Optimizer: steps must not be negative; got -1", ValueError);
+  CHECK(sgd.learning_rate() == 1);
+  CHECK(sgd.num_steps() == 0);
 }
 
 TEST_CASE("clip_global_norm: known values") {
