@@ -6098,7 +6098,8 @@ struct SafeTensors {
     require<IoError>(stored.dtype == dtype_of<V>(), "safetensors: ", name, " must have type ",
                      dtype_of<V>(), "; got ", stored.dtype);
     std::vector<V> values(stored.bytes.size() / sizeof(V));
-    if (!values.empty()) std::memcpy(values.data(), stored.bytes.data(), stored.bytes.size());
+    if (!values.empty())
+      std::memcpy(values.data(), stored.bytes.data(), values.size() * sizeof(V));
     return values;
   }
   const StoredTensor& at(const std::string& name) const {
@@ -6208,7 +6209,7 @@ class NewFile {
 /// Writes a safetensors file: to a temporary file beside it, flushed to disk, then renamed. Until
 /// the last moment an older file of this name stays as it was.
 ///
-///   Errors    IoError if an open, write, sync or rename fails
+///   Errors    IoError if bytes do not fit a shape, or an open, write, sync or rename fails
 ///   Source    the format of huggingface/safetensors, README.md
 inline void write_safetensors(const std::string& path, const SafeTensors& file) {
   PlainText header;
@@ -6222,6 +6223,10 @@ inline void write_safetensors(const std::string& path, const SafeTensors& file) 
   std::size_t offset = 0;
   for (const auto& entry : file.tensors) {
     const StoredTensor& t = entry.second;
+    const Index bytes = static_cast<Index>(t.bytes.size()), size = detail::bytes_of_dtype(t.dtype);
+    require<IoError>(size > 0 && bytes % size == 0 && bytes / size == t.shape.num_values(),
+                     "safetensors: ", entry.first, ": the bytes must be values of its shape; got ",
+                     bytes, " for ", t.dtype, " ", t.shape);
     header << ',' << Json::quote(entry.first) << ":{\"dtype\":" << Json::quote(t.dtype)
            << ",\"shape\":[";
     for (Index i = 0; i < t.shape.rank(); ++i) header << (i ? "," : "") << t.shape[i];
@@ -6507,10 +6512,12 @@ struct TrainingState {
 /// same bits as if training had never stopped. Shared tensors are stored once, stacks slice by
 /// slice.
 ///
-///   Errors    IoError as write_safetensors
+///   Errors    IoError as write_safetensors, ValueError unless the step is one of Rng
 template <template <class> class Model, class T>
 void save_checkpoint(const std::string& path, const Model<T>& model, const Optimizer<T>& optimizer,
                      const TrainingState& state) {
+  require<ValueError>(0 <= state.step && state.step < Index(1) << 32,
+                      "save_checkpoint: step must lie in [0, 2^32); got ", state.step);
   SafeTensors file;
   detail::store(file, model.parameters());
   detail::store(file, optimizer.state());

@@ -522,6 +522,19 @@ TEST_CASE("safetensors: what could not be read again is not written") {
   file.add<float>("__metadata__", {1}, {1});
   CHECK(error_of([&] { write_safetensors(folder.file(), file); }) != "no error");
   CHECK(folder.read() == "old");
+  file = SafeTensors();
+  const auto refused = [&](const std::string& dtype, const Shape& shape, std::size_t bytes) {
+    file.tensors["x"] = {dtype, shape, std::vector<char>(bytes)};
+    const std::string error = error_of([&] { write_safetensors(folder.file(), file); });
+    CHECK(folder.read() == "old");
+    return error;
+  };
+  CHECK(refused("F32", {2}, 5) == "widenet: safetensors: x: the bytes must be values of its shape; "
+                                  "got 5 for F32 (2)");
+  CHECK(file.values<float>("x").size() == 1);  // of 5 bytes; it was 5 that were copied
+  CHECK(refused("F32", {2}, 4) != "no error");
+  CHECK(refused("F31", {2}, 8) != "no error");
+  CHECK(refused("F64", {Index(1) << 61}, 0) != "no error");
   CHECK(folder.names() == std::vector<std::string>{"file"});
 }
 
@@ -951,6 +964,21 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
   write_safetensors(path, good);
   CHECK(load_checkpoint(path, model, adamw).step == 3);
   CHECK(check::same_bits(bits_of(model.parameters()), bits_of(source.parameters())));
+}
+
+TEST_CASE("checkpoint: a step that could not be read again is not written") {
+  const Folder folder;
+  const VisionModel<float> model(small(), Rng(5));
+  const SGD<float> optimizer(model.parameters(), .1);
+  const auto save = [&](Index step) {
+    save_checkpoint(folder.file(), model, optimizer, {step, 0, {}});
+  };
+  CHECK_THROWS_WITH_AS(save(-1), "widenet: save_checkpoint: step must lie in [0, 2^32); got -1",
+                       ValueError);
+  CHECK_THROWS_AS(save(Index(1) << 32), ValueError);
+  CHECK(folder.names().empty());
+  save((Index(1) << 32) - 1);
+  CHECK(folder.names() == std::vector<std::string>{"file"});
 }
 
 TEST_CASE("checkpoint: a failed save leaves the last one, which still loads") {
