@@ -6757,7 +6757,7 @@ struct Difference {
   bool is_finite = true;
 };
 
-/// Compares values a with a reference b of the same size.
+/// Compares values a with a reference b of the same size. NaN makes the maxima NaN, `at` the first.
 ///
 ///   Errors    ShapeError if the sizes differ
 template <class T>
@@ -6767,18 +6767,19 @@ Difference compare(const std::vector<T>& a, const std::vector<T>& b) {
   Difference d;
   double aa = 0, bb = 0, ab = 0, largest = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    const double x = double(a[i]), y = double(b[i]), distance = std::fabs(x - y);
+    const double x = double(a[i]), y = double(b[i]), distance = x == y ? 0 : std::fabs(x - y);
     d.is_finite = d.is_finite && std::isfinite(x) && std::isfinite(y);
     const double ulp =
         double(std::nextafter(std::fabs(b[i]), std::numeric_limits<T>::infinity())) - std::fabs(y);
-    d.max_ulps = std::fmax(d.max_ulps, distance / ulp);
-    if (d.at < 0 || distance > d.max_absolute)
+    const double ulps = distance == 0 ? 0 : distance / ulp;
+    if (!(ulps <= d.max_ulps || std::isnan(d.max_ulps))) d.max_ulps = ulps;
+    if (d.at < 0 || !(distance <= d.max_absolute || std::isnan(d.max_absolute)))
       d.max_absolute = distance, d.at = static_cast<Index>(i);
     largest = std::fmax(largest, std::fabs(y));
     aa += x * x, bb += y * y, ab += x * y;
   }
   d.max_relative = d.max_absolute == 0 ? 0 : d.max_absolute / largest;
-  if (aa > 0 && bb > 0) d.cosine = ab / std::sqrt(aa) / std::sqrt(bb);
+  if (aa != 0 && bb != 0) d.cosine = ab / std::sqrt(aa) / std::sqrt(bb);
   return d;
 }
 

@@ -228,6 +228,17 @@ TEST_CASE("compare: known values, errors") {
     CHECK(!compare<double>({1, odd}, {1, 2}).is_finite);
     CHECK(!compare<double>({1, 2}, {odd, 2}).is_finite);
   }
+  const double nan = std::nan("");
+  for (const auto& pair : {std::make_pair(nan, 2.0), std::make_pair(2.0, nan)}) {
+    const Difference none = compare<double>({1, pair.first, 4, 3}, {1, pair.second, 3, 3});
+    for (const double x : {none.max_absolute, none.max_relative, none.max_ulps, none.cosine})
+      CHECK(std::isnan(x));
+    CHECK(none.at == 1);
+  }
+  const Difference alike = compare<double>({unbounded, 1}, {unbounded, 1});
+  CHECK(alike.max_absolute == 0);
+  CHECK(alike.max_ulps == 0);
+  CHECK(compare<double>({1, unbounded}, {1, -unbounded}).max_absolute == unbounded);
   CHECK(compare<double>({}, {}).at == -1);
   CHECK_THROWS_WITH_AS(compare<double>({1, 2}, {1}),
                        "widenet: compare: the sizes must be equal; got 2, 1", ShapeError);
