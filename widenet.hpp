@@ -1173,16 +1173,6 @@ void gemm_grouped(bool transpose_a, bool transpose_b, Index E, Index M, Index N,
       C.outer, E, detail::compute_type<T>(), CUBLAS_GEMM_DEFAULT));
 }
 
-/// z = x w, every element one chain of fused multiply-adds over k: the bits of the CPU's gemm.
-template <class T>
-void gemm_in_order(Index M, Index N, Index K, const T* x, const T* w, T* z) {
-  for_each(M * N, [=] WIDENET_KERNEL(Index i) {
-    T sum = 0;
-    for (Index k = 0; k < K; ++k) sum = std::fma(x[i / N * K + k], w[k * N + i % N], sum);
-    z[i] = sum;
-  });
-}
-
 #else
 
 // Matrix products on the CPU. Here M, N and K are those of BLAS: C (M, N) = op(A) (M, K) op(B)
@@ -1653,11 +1643,13 @@ void gemm_grouped(bool transpose_a, bool transpose_b, Index E, Index M, Index N,
   });
 }
 
-/// z = x w, every element one chain of fused multiply-adds over k, as on the GPU.
+#endif
+
+/// z = x w, every element one chain of fused multiply-adds over k: everywhere the bits of our gemm.
 template <class T>
 void gemm_in_order(Index M, Index N, Index K, const T* x, const T* w, T* z) {
-#if WIDENET_EIGEN
-  for_each(M * N, [=](Index i) {
+#if WIDENET_CUDA || WIDENET_EIGEN
+  for_each(M * N, [=] WIDENET_KERNEL(Index i) {
     T sum = 0;
     for (Index k = 0; k < K; ++k) sum = std::fma(x[i / N * K + k], w[k * N + i % N], sum);
     z[i] = sum;
@@ -1666,8 +1658,6 @@ void gemm_in_order(Index M, Index N, Index K, const T* x, const T* w, T* z) {
   gemm(false, false, M, N, K, x, K, w, N, T(0), z, N);
 #endif
 }
-
-#endif
 
 // [6] KERNELS =====================================================================================
 //
@@ -2543,29 +2533,24 @@ void sgd_step(T* w, T* m, const T* g, T rate, T momentum, T decay, Index n) {
   });
 }
 /// m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
-/// w -= rate (correct1 m / (sqrt(correct2 v) + eps) + decay w),  correct = 1 / (1 - beta^t)
+/// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  correct = 1 / (1 - beta^t)
 template <class T>
-void adamw_step(T* w, T* m, T* v, const T* g, T rate, double beta1, double beta2, T eps, T decay,
-                T correct1, T correct2, Index n) {
-  // In float 1 - T(0.999) is off by 1e-5, T(1 - 0.999) is not.
-  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
-  for_each(n, [=] WIDENET_KERNEL(Index i) {
+struct AdamDirection {
+  T *m, *v;
+  const T *g, *w;
+  T old1, new1, old2, new2, eps, decay, correct1, correct2;
+  WIDENET_HOST_DEVICE T operator()(Index i) const {
     m[i] = old1 * m[i] + new1 * g[i];
     v[i] = old2 * v[i] + new2 * g[i] * g[i];
-    w[i] -= rate * (correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i]);
-  });
+    return correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
+  }
+};
+/// w -= rate u, or u alone for LAMB, which scales it first
+template <class T> void adamw_step(T* w, AdamDirection<T> u, T rate, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { w[i] -= rate * u(i); });
 }
-
-/// u = correct1 m / (sqrt(correct2 v) + eps) + decay w,  with m, v and correct as in adamw_step
-template <class T>
-void lamb_direction(T* u, T* m, T* v, const T* g, const T* w, double beta1, double beta2, T eps,
-                    T decay, T correct1, T correct2, Index n) {
-  const T old1 = T(beta1), new1 = T(1 - beta1), old2 = T(beta2), new2 = T(1 - beta2);
-  for_each(n, [=] WIDENET_KERNEL(Index i) {
-    m[i] = old1 * m[i] + new1 * g[i];
-    v[i] = old2 * v[i] + new2 * g[i] * g[i];
-    u[i] = correct1 * m[i] / (std::sqrt(correct2 * v[i]) + eps) + decay * w[i];
-  });
+template <class T> void lamb_direction(T* to, AdamDirection<T> u, Index n) {
+  for_each(n, [=] WIDENET_KERNEL(Index i) { to[i] = u(i); });
 }
 /// ratio[0] = |w| / |u|, each from its partial sums of squares; 1 if one of the two is 0.
 template <class T>
@@ -5662,6 +5647,14 @@ void require_adam_options(const char* optimizer, double learning_rate, const Opt
                       o.beta2);
 }
 
+/// Step t of w, with moments m and v. In float 1 - T(0.999) is off by 1e-5, T(1 - 0.999) is not.
+template <class T, class Options>
+kernel::AdamDirection<T> adam_direction(const Options& o, Index t, const Tensor<T>& w, T* m, T* v) {
+  const auto correct = [t](double beta) { return T(1 / (1 - std::pow(beta, double(t)))); };
+  return {m, v, w.gradient().data(), w.data(), T(o.beta1), T(1 - o.beta1), T(o.beta2),
+          T(1 - o.beta2), T(o.eps), T(o.weight_decay), correct(o.beta1), correct(o.beta2)};
+}
+
 }  // namespace detail
 
 /// Adam with decoupled weight decay.
@@ -5682,15 +5675,12 @@ class AdamW : public Optimizer<T> {
   }
   void step() {
     ++this->num_steps_;
-    const double t = double(this->num_steps_);
-    const T correct1 = T(1 / (1 - std::pow(options_.beta1, t)));
-    const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));
     for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
       const Tensor<T>& w = this->parameters_[i].tensor;
       if (!w.has_gradient()) continue;
-      kernel::adamw_step(w.data(), this->state_of(0, i), this->state_of(1, i), w.gradient().data(),
-                         T(this->learning_rate_), options_.beta1, options_.beta2, T(options_.eps),
-                         T(options_.weight_decay), correct1, correct2, w.size());
+      const auto u = detail::adam_direction(options_, this->num_steps_, w, this->state_of(0, i),
+                                            this->state_of(1, i));
+      kernel::adamw_step(w.data(), u, T(this->learning_rate_), w.size());
     }
   }
 
@@ -5727,17 +5717,13 @@ class LAMB : public Optimizer<T> {
   }
   void step() {
     ++this->num_steps_;
-    const double t = double(this->num_steps_);
-    const T correct1 = T(1 / (1 - std::pow(options_.beta1, t)));
-    const T correct2 = T(1 / (1 - std::pow(options_.beta2, t)));
     for (std::size_t i = 0; i < this->parameters_.size(); ++i) {
       const Tensor<T>& w = this->parameters_[i].tensor;
       if (!w.has_gradient()) continue;
       const Buffer<T> u(w.size()), ratio(1);
-      kernel::lamb_direction(u.data(), this->state_of(0, i), this->state_of(1, i),
-                             w.gradient().data(), w.data(), options_.beta1, options_.beta2,
-                             T(options_.eps), T(options_.weight_decay), correct1, correct2,
-                             w.size());
+      const auto adam = detail::adam_direction(options_, this->num_steps_, w,
+                                               this->state_of(0, i), this->state_of(1, i));
+      kernel::lamb_direction(u.data(), adam, w.size());
       const Index slices = this->parameters_[i].is_stack() ? w.shape()[0] : 1;
       const Index size = w.size() / slices, num_partial = kernel::num_partial_sums(size);
       const Buffer<T> w_partial(num_partial), u_partial(num_partial);
