@@ -84,7 +84,7 @@
 #ifndef WIDENET_NO_VECTORS
 #  define WIDENET_NO_VECTORS 0  // 1: gemm does without vector intrinsics: very slow, the same bits
 #endif
-#ifdef __FAST_MATH__
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #  error "widenet: -ffast-math reorders sums and breaks infinities; compile without it"
 #endif
 
@@ -410,7 +410,7 @@ class Pool {
     return *pool;
   }
 
-  /// The next larger of 64 bytes times 8, 9, ..., 15 times a power of two: at most 1/8 is wasted.
+  /// The next larger of 64 bytes times 1 to 15 times a power of two: it wastes 1/8 or 63 bytes.
   static std::size_t size_class(std::size_t bytes) {
     std::size_t step = 64;
     while (bytes > 16 * step) step *= 2;
@@ -5769,7 +5769,7 @@ Buffer<T> clip_global_norm(const std::vector<Parameter<T>>& parameters, double l
 }
 
 /// The learning rate over the steps: linear warm-up from `start` to `peak`, then linear or cosine
-/// decay to `end`, which is reached at step `total` and kept.
+/// decay to `end`, which is reached at step `total` and kept; or none.
 ///
 ///   warm-up  rate(t) = start + (peak - start) t / warmup                            t < warmup
 ///   linear   rate(t) = peak + (end - peak) u,        u = (t - warmup) / (total - warmup)
