@@ -94,15 +94,18 @@ tests() {
   check routers_have_the_bits_of_the_CPU same_rows
 }
 
-# run_of PROGRAM OUT OPTION...: a demo of 1,200 steps that leaves the test digits alone.
-run_of() { "$1/examples/demo" --validate --out "$folder/$2" "${@:3}"; }
+# run_of PROGRAMS OUT OPTION...: becomes a demo that leaves the test digits alone.
+run_of() { exec "$1/examples/demo" --validate --out "$folder/$2" "${@:3}"; }
 # hand_over FIRST SECOND OUT: FIRST is interrupted soon after its first step, SECOND goes on.
 hand_over() {
   rm -rf "${folder:?}/$3"
-  run_of "$1" "$3" & local pid=$!
+  (run_of "$1" "$3") &
+  local pid=$! stopped=
   while [ ! -s "$folder/$3/metrics.jsonl" ] && kill -0 $pid; do sleep 0.02; done
   sleep 0.5
-  kill -INT $pid && wait $pid && run_of "$2" "$3" --resume
+  kill -INT $pid && wait $pid || return
+  stopped=$(wc -l < "$folder/$3/metrics.jsonl")
+  (run_of "$2" "$3" --resume) && [ "$stopped" -lt "$(wc -l < "$folder/$3/metrics.jsonl")" ]
 }
 
 demo() {
