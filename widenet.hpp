@@ -4152,15 +4152,17 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
     renormalize_gates(GateRule::renormalized, {});
     Buffer<std::int32_t> asking = r.expert;
-    if (rules.second_choice_threshold > 0 && priority_rng) {
+    const bool refuses = rules.second_choice_threshold > 0 && priority_rng;
+    if (refuses) {
       asking = Buffer<std::int32_t>(r.N * r.K);
       kernel::refuse_choices(asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
                              *priority_rng, T(rules.second_choice_threshold), r.N * r.K, r.K);
     }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
                          asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, r.usable);
-    kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
-                          r.N, r.E, r.K, r.K);  // those that did not ask, too
+    if (refuses)  // those that did not ask count, too
+      kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
+                            r.N, r.E, r.K, r.K);
   }
   renormalize_gates(GateRule::renormalized_after_drop, r.slot);
   if (replay && replay->gate.size() > 0) r.gate = Tensor<T>(Shape{r.N, r.K}, replay->gate);
