@@ -921,6 +921,25 @@ class Team {
     WIDENET_INDEPENDENT
     for (Index i = lane(); i < n; i += stride) f(i);
   }
+  /// put(l, f(0, l) + f(1, l) + ... + f(n-1, l)), added in this order, for l < 32 and l < width.
+  template <class T, class F, class Put>
+  WIDENET_KERNEL void add_down(Index n, Index width, F f, Put put) const {
+#if WIDENET_CUDA
+    T sum = 0;
+    if (lane() >= width) return;
+#  pragma unroll 8  // so many values are on their way at once
+    for (Index i = 0; i < n; ++i) sum += f(i, lane());
+    put(lane(), sum);
+#else
+    T sums[num_lanes] = {};
+    width = std::min(width, num_lanes);
+    for (Index i = 0; i < n; ++i) {
+      WIDENET_INDEPENDENT
+      for (Index l = 0; l < width; ++l) sums[l] += f(i, l);
+    }
+    each(width, [&](Index l) { put(l, sums[l]); });
+#endif
+  }
   /// take(i, rank) for every i < n with wanted(i), where rank = 0, 1, ... counts them in order of
   /// i; returns how many there are. What is wanted must not depend on what is taken.
   template <class Wanted, class Take>
@@ -1779,8 +1798,8 @@ template <class T> void dropout(Sink<T> y, const T* x, DropoutMask<T> mask, Inde
 
 // Rows --------------------------------------------------------------------------------------------
 
-/// sums[g, d] = value(g, 0, d) + ... + value(g, N-1, d). Chunks of 64 rows are added up side by
-/// side, then the chunks in order: the same tree for every number of threads.
+/// sums[g, d] = value(g, 0, d) + ... + value(g, N-1, d), by teams of 32 columns. Chunks of 64 rows
+/// are added up side by side, then the chunks in order: the same tree for every number of threads.
 template <class T, class F>
 void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
   constexpr Index chunk = 64;
@@ -1789,21 +1808,19 @@ void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
   T* const partial = partial_sums.data();
   const Index num_teams = groups * num_chunks * num_strips;
   for_each_row(num_teams, chunk * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
-    const Index strip = i % num_strips, group_chunk = i / num_strips, g = group_chunk / num_chunks;
-    const Index begin = group_chunk % num_chunks * chunk;
-    const Index end = begin + chunk < N ? begin + chunk : N;
-    const Index first = strip * num_lanes, left = D - first;
-    const Index width = left < num_lanes ? left : num_lanes;
+    const Index first = i % num_strips * num_lanes, group_chunk = i / num_strips;
+    const Index g = group_chunk / num_chunks, begin = group_chunk % num_chunks * chunk;
+    const Index rows = N - begin < chunk ? N - begin : chunk;
     T* const p = partial + group_chunk * D + first;
-    team.each(width, [=](Index l) { p[l] = value(g, begin, first + l); });
-    for (Index n = begin + 1; n < end; ++n)
-      team.each(width, [=](Index l) { p[l] += value(g, n, first + l); });
+    const auto at = [=](Index n, Index l) { return value(g, begin + n, first + l); };
+    team.add_down<T>(rows, D - first, at, [=](Index l, T sum) { p[l] = sum; });
   });
-  for_each(groups * D, [=] WIDENET_KERNEL(Index i) {
-    const T* const p = partial + i / D * num_chunks * D + i % D;
-    T total = 0;
-    for (Index c = 0; c < num_chunks; ++c) total += p[c * D];
-    sums.put(i, total);
+  for_each_row(groups * num_strips, num_chunks * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index first = i % num_strips * num_lanes, g = i / num_strips;
+    const T* const p = partial + g * num_chunks * D + first;
+    const Sink<T> to = sums.at(g * D + first);
+    const auto at = [=](Index c, Index l) { return p[c * D + l]; };
+    team.add_down<T>(num_chunks, D - first, at, [=](Index l, T sum) { to.put(l, sum); });
   });
 }
 
