@@ -921,22 +921,20 @@ class Team {
     WIDENET_INDEPENDENT
     for (Index i = lane(); i < n; i += stride) f(i);
   }
-  /// put(l, f(0, l) + f(1, l) + ... + f(n-1, l)), added in this order, for l < 32 and l < width.
-  template <class T, class F, class Put>
-  WIDENET_KERNEL void add_down(Index n, Index width, F f, Put put) const {
+  /// put(l, start(l) + f(0, l) + ... + f(n-1, l)), added in this order, for l < 32 and l < width.
+  template <class Start, class F, class Put>
+  WIDENET_KERNEL void add_down(Index n, Index width, Start start, F f, Put put) const {
 #if WIDENET_CUDA
-    T sum = 0;
     if (lane() >= width) return;
+    auto sum = start(lane());
 #  pragma unroll 8  // so many values are on their way at once
     for (Index i = 0; i < n; ++i) sum += f(i, lane());
     put(lane(), sum);
 #else
-    T sums[num_lanes] = {};
+    decltype(start(0)) sums[num_lanes];
     width = std::min(width, num_lanes);
-    for (Index i = 0; i < n; ++i) {
-      WIDENET_INDEPENDENT
-      for (Index l = 0; l < width; ++l) sums[l] += f(i, l);
-    }
+    each(width, [&](Index l) { sums[l] = start(l); });
+    for (Index i = 0; i < n; ++i) each(width, [&](Index l) { sums[l] += f(i, l); });
     each(width, [&](Index l) { put(l, sums[l]); });
 #endif
   }
@@ -947,7 +945,7 @@ class Team {
     Index rank = 0;
 #if WIDENET_CUDA
     __syncwarp();  // `take` may overwrite what another lane wrote; votes do not order memory
-    constexpr Index rounds = 4;  // what four votes are about is read at once: memory is far away
+    constexpr Index rounds = 8;  // what eight votes are about is read at once: memory is far away
     for (Index begin = lane(); begin < n + lane(); begin += rounds * num_lanes) {
       bool is_wanted[rounds];
       for (Index r = 0; r < rounds; ++r) {
@@ -1751,10 +1749,17 @@ template <class T> void multiply(T* y, const T* a, const T* b, Index n) {
 template <class T> void multiply_backward(Sink<T> da, const T* dy, const T* b, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { da.put(i, dy[i] * b[i]); });
 }
-/// y[n, t, d] = x[n, t, d] + row[t, d]: the same block of `period` values for every sequence.
+/// y[n, t, d] = x[n, t, d] + block[t, d]: the same `period` values for every sequence. A team adds
+/// 1024 at most, so that there are enough of them.
 template <class T> void add_periodic(T* y, const T* x, const T* block, Index period, Index n) {
-  for_each_row(period == 0 ? 0 : n / period, period, [=] WIDENET_KERNEL(Index b, Team team) {
-    team.each(period, [=](Index i) { y[b * period + i] = x[b * period + i] + block[i]; });
+  if (period == 0) return;
+  const Index piece = std::min<Index>(1024, period), num_pieces = (period + piece - 1) / piece;
+  for_each_row(n / period * num_pieces, piece, [=] WIDENET_KERNEL(Index row, Team team) {
+    const Index begin = row % num_pieces * piece, left = period - begin;
+    const Index at = row / num_pieces * period + begin;
+    team.each(left < piece ? left : piece, [=](Index i) {
+      y[at + i] = x[at + i] + block[begin + i];
+    });
   });
 }
 
@@ -1813,14 +1818,16 @@ void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
     const Index rows = N - begin < chunk ? N - begin : chunk;
     T* const p = partial + group_chunk * D + first;
     const auto at = [=](Index n, Index l) { return value(g, begin + n, first + l); };
-    team.add_down<T>(rows, D - first, at, [=](Index l, T sum) { p[l] = sum; });
+    const auto put = [=](Index l, T sum) { p[l] = sum; };
+    team.add_down(rows, D - first, [](Index) { return T(0); }, at, put);
   });
   for_each_row(groups * num_strips, num_chunks * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index first = i % num_strips * num_lanes, g = i / num_strips;
     const T* const p = partial + g * num_chunks * D + first;
     const Sink<T> to = sums.at(g * D + first);
     const auto at = [=](Index c, Index l) { return p[c * D + l]; };
-    team.add_down<T>(num_chunks, D - first, at, [=](Index l, T sum) { to.put(l, sum); });
+    const auto put = [=](Index l, T sum) { to.put(l, sum); };
+    team.add_down(num_chunks, D - first, [](Index) { return T(0); }, at, put);
   });
 }
 
@@ -1918,12 +1925,15 @@ void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D)
 template <class T>
 void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std::int32_t* order,
                   const std::int32_t* begin, Index num_used, Index D) {
-  for_each_row(num_used, D, [=] WIDENET_KERNEL(Index u, Team team) {
-    const Sink<T> row = {dtable.data + id[order[begin[u]]] * D, true};
-    for (Index i = begin[u]; i < begin[u + 1]; ++i) {
-      const T* dy_i = dy + order[i] * D;
-      team.each(D, [=](Index d) { row.put(d, dy_i[d]); });
-    }
+  const Index num_strips = (D + num_lanes - 1) / num_lanes;
+  for_each_row(num_used * num_strips, num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index u = i / num_strips, first = i % num_strips * num_lanes;
+    const std::int32_t* const place = order + begin[u];
+    T* const row = dtable.data + id[place[0]] * D + first;
+    const auto old = [=](Index l) { return row[l]; };
+    const auto at = [=](Index n, Index l) { return dy[place[n] * D + first + l]; };
+    const auto put = [=](Index l, T sum) { row[l] = sum; };
+    team.add_down(begin[u + 1] - begin[u], D - first, old, at, put);
   });
 }
 /// Copies rows: y[b, t, :] = x[b, t, :] between arrays of Ty and Tx tokens per sequence, starting
@@ -1947,14 +1957,14 @@ void repeat_row(T* y, Index Ty, const T* row, Index B, Index D) {
 /// y[b, :] = mean over t of x[b, t, :]
 template <class T>
 void mean_tokens_forward(T* y, const T* x, Index B, Index T_, Index D) {
-  for_each_row(B, T_ * D, [=] WIDENET_KERNEL(Index b, Team team) {
-    const T* x_b = x + b * T_ * D;
-    T* y_b = y + b * D;
-    team.each(D, [=](Index d) {
-      T total = 0;
-      for (Index t = 0; t < T_; ++t) total += x_b[t * D + d];
-      y_b[d] = total / T(T_);
-    });
+  const Index num_strips = (D + num_lanes - 1) / num_lanes;
+  for_each_row(B * num_strips, T_ * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
+    const Index b = i / num_strips, first = i % num_strips * num_lanes;
+    const T* const x_b = x + b * T_ * D + first;
+    T* const y_b = y + b * D + first;
+    const auto at = [=](Index t, Index l) { return x_b[t * D + l]; };
+    const auto put = [=](Index l, T total) { y_b[l] = total / T(T_); };
+    team.add_down(T_, D - first, [](Index) { return T(0); }, at, put);
   });
 }
 template <class T>

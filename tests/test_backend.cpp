@@ -59,17 +59,18 @@ TEST_CASE("backend: a team visits each element once") {
 }
 
 TEST_CASE("backend: a team adds down its columns, each in the order of the rows") {
-  const auto f = [](Index i, Index l) { return i == 1 ? -1e8f : 1e8f * float(i == 0) + float(l); };
-  for (const Index width : {0, 1, 31, 32, 33}) {
-    std::vector<float> sums(33, -1), expected(33, -1);
-    Team{}.add_down<float>(3, width, f, [&](Index l, float sum) {
-      sums[static_cast<std::size_t>(l)] = sum;
-    });
-    for (Index l = 0; l < std::min<Index>(32, width); ++l)
-      expected[static_cast<std::size_t>(l)] = (1e8f + float(l) - 1e8f) + float(l);
-    CHECK(sums == expected);
-  }
-  Team{}.add_down<float>(0, 1, f, [](Index, float sum) { CHECK(sum == 0); });
+  const auto start = [](Index l) { return 1e8f + float(l); };
+  const auto f = [](Index i, Index l) { return i == 0 ? -1e8f : float(l); };
+  for (const Index n : {0, 2})
+    for (const Index width : {0, 1, 31, 32, 33}) {
+      std::vector<float> sums(33, -1), expected(33, -1);
+      Team{}.add_down(n, width, start, f,
+                      [&](Index l, float sum) { sums[static_cast<std::size_t>(l)] = sum; });
+      for (Index l = 0; l < std::min<Index>(32, width); ++l)
+        expected[static_cast<std::size_t>(l)] =
+            n == 0 ? 1e8f + float(l) : ((1e8f + float(l)) - 1e8f) + float(l);
+      CHECK(sums == expected);
+    }
 }
 
 TEST_CASE("backend: a team counts what is wanted, in order") {
