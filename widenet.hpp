@@ -921,19 +921,23 @@ class Team {
     WIDENET_INDEPENDENT
     for (Index i = lane(); i < n; i += stride) f(i);
   }
-  /// put(l, start(l) + f(0, l) + ... + f(n-1, l)), added in this order, for l < 32 and l < width.
-  template <class Start, class F, class Put>
-  WIDENET_KERNEL void add_down(Index n, Index width, Start start, F f, Put put) const {
+  /// put(l, (start ? start[l] : 0) + f(0, l) + ... + f(n-1, l)), in order, for l < 32, l < width.
+  template <class T, class F, class Put>
+  WIDENET_KERNEL void add_down(Index n, Index width, const T* start, F f, Put put) const {
 #if WIDENET_CUDA
+    constexpr Index ahead = 8;  // so many values are read at once
     if (lane() >= width) return;
-    auto sum = start(lane());
-#  pragma unroll 8  // so many values are on their way at once
-    for (Index i = 0; i < n; ++i) sum += f(i, lane());
+    T sum = start ? start[lane()] : T(0);
+    for (Index begin = 0; begin < n; begin += ahead) {
+      T next[ahead];
+      for (Index i = 0; i < ahead; ++i) next[i] = begin + i < n ? f(begin + i, lane()) : T(0);
+      for (Index i = 0; i < ahead; ++i) sum = begin + i < n ? sum + next[i] : sum;
+    }
     put(lane(), sum);
 #else
-    decltype(start(0)) sums[num_lanes];
+    T sums[num_lanes] = {};
     width = std::min(width, num_lanes);
-    each(width, [&](Index l) { sums[l] = start(l); });
+    if (start) std::copy(start, start + width, sums);
     for (Index i = 0; i < n; ++i) each(width, [&](Index l) { sums[l] += f(i, l); });
     each(width, [&](Index l) { put(l, sums[l]); });
 #endif
@@ -1749,17 +1753,12 @@ template <class T> void multiply(T* y, const T* a, const T* b, Index n) {
 template <class T> void multiply_backward(Sink<T> da, const T* dy, const T* b, Index n) {
   for_each(n, [=] WIDENET_KERNEL(Index i) { da.put(i, dy[i] * b[i]); });
 }
-/// y[n, t, d] = x[n, t, d] + block[t, d]: the same `period` values for every sequence. A team adds
-/// 1024 at most, so that there are enough of them.
-template <class T> void add_periodic(T* y, const T* x, const T* block, Index period, Index n) {
-  if (period == 0) return;
-  const Index piece = std::min<Index>(1024, period), num_pieces = (period + piece - 1) / piece;
-  for_each_row(n / period * num_pieces, piece, [=] WIDENET_KERNEL(Index row, Team team) {
-    const Index begin = row % num_pieces * piece, left = period - begin;
-    const Index at = row / num_pieces * period + begin;
-    team.each(left < piece ? left : piece, [=](Index i) {
-      y[at + i] = x[at + i] + block[begin + i];
-    });
+/// y[n, d] = x[n, d] + block[n mod period, d]: the same rows of D values for every sequence.
+template <class T>
+void add_periodic(T* y, const T* x, const T* block, Index period, Index N, Index D) {
+  for_each_row(N, D, [=] WIDENET_KERNEL(Index n, Team team) {
+    const T *const x_n = x + n * D, *const block_n = block + n % period * D;
+    team.each(D, [=](Index d) { y[n * D + d] = x_n[d] + block_n[d]; });
   });
 }
 
@@ -1818,16 +1817,13 @@ void column_sums(Sink<T> sums, Index groups, Index N, Index D, F value) {
     const Index rows = N - begin < chunk ? N - begin : chunk;
     T* const p = partial + group_chunk * D + first;
     const auto at = [=](Index n, Index l) { return value(g, begin + n, first + l); };
-    const auto put = [=](Index l, T sum) { p[l] = sum; };
-    team.add_down(rows, D - first, [](Index) { return T(0); }, at, put);
+    team.add_down<T>(rows, D - first, nullptr, at, [=](Index l, T sum) { p[l] = sum; });
   });
   for_each_row(groups * num_strips, num_chunks * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index first = i % num_strips * num_lanes, g = i / num_strips;
-    const T* const p = partial + g * num_chunks * D + first;
-    const Sink<T> to = sums.at(g * D + first);
-    const auto at = [=](Index c, Index l) { return p[c * D + l]; };
-    const auto put = [=](Index l, T sum) { to.put(l, sum); };
-    team.add_down(num_chunks, D - first, [](Index) { return T(0); }, at, put);
+    const auto at = [=](Index c, Index l) { return partial[(g * num_chunks + c) * D + first + l]; };
+    const auto put = [=](Index l, T sum) { sums.put(g * D + first + l, sum); };
+    team.add_down<T>(num_chunks, D - first, nullptr, at, put);
   });
 }
 
@@ -1928,12 +1924,10 @@ void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std
   const Index num_strips = (D + num_lanes - 1) / num_lanes;
   for_each_row(num_used * num_strips, num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index u = i / num_strips, first = i % num_strips * num_lanes;
-    const std::int32_t* const place = order + begin[u];
-    T* const row = dtable.data + id[place[0]] * D + first;
-    const auto old = [=](Index l) { return row[l]; };
-    const auto at = [=](Index n, Index l) { return dy[place[n] * D + first + l]; };
+    T* const row = dtable.data + id[order[begin[u]]] * D + first;
+    const auto at = [=](Index n, Index l) { return dy[order[begin[u] + n] * D + first + l]; };
     const auto put = [=](Index l, T sum) { row[l] = sum; };
-    team.add_down(begin[u + 1] - begin[u], D - first, old, at, put);
+    team.add_down<T>(begin[u + 1] - begin[u], D - first, row, at, put);
   });
 }
 /// Copies rows: y[b, t, :] = x[b, t, :] between arrays of Ty and Tx tokens per sequence, starting
@@ -1960,11 +1954,9 @@ void mean_tokens_forward(T* y, const T* x, Index B, Index T_, Index D) {
   const Index num_strips = (D + num_lanes - 1) / num_lanes;
   for_each_row(B * num_strips, T_ * num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index b = i / num_strips, first = i % num_strips * num_lanes;
-    const T* const x_b = x + b * T_ * D + first;
-    T* const y_b = y + b * D + first;
-    const auto at = [=](Index t, Index l) { return x_b[t * D + l]; };
-    const auto put = [=](Index l, T total) { y_b[l] = total / T(T_); };
-    team.add_down(T_, D - first, [](Index) { return T(0); }, at, put);
+    const auto at = [=](Index t, Index l) { return x[(b * T_ + t) * D + first + l]; };
+    const auto put = [=](Index l, T total) { y[b * D + first + l] = total / T(T_); };
+    team.add_down<T>(T_, D - first, nullptr, at, put);
   });
 }
 template <class T>
@@ -3263,7 +3255,7 @@ Tensor<T> add_to_sequences(const Tensor<T>& x, const Tensor<T>& block) {
                       "add_to_sequences: x (B, T, D) and block (T, D) must fit; got ", s, ", ",
                       block.shape());
   const Tensor<T> y(s);
-  kernel::add_periodic(y.data(), x.data(), block.data(), block.size(), x.size());
+  kernel::add_periodic(y.data(), x.data(), block.data(), s[1], s[0] * s[1], s[2]);
   y.record("add_to_sequences", {x, block}, [x, block](const Buffer<T>& dy) {
     x.add_gradient(dy);
     if (block.needs_gradient())
@@ -3972,7 +3964,7 @@ Tensor<T> router_logits(const Tensor<T>& x, const Tensor<T>& w, const Tensor<T>&
                       Shape{E}, "; got ", (bias ? bias : x).shape());
   const Tensor<T> z(Shape{N, E});
   gemm_in_order(N, E, D, x.data(), w.data(), z.data());
-  if (bias) kernel::add_periodic(z.data(), z.data(), bias.data(), E, N * E);
+  if (bias) kernel::add_periodic(z.data(), z.data(), bias.data(), 1, N, E);
   z.record("router_logits", {x, w, bias}, [x, w, bias, N, D, E](const Buffer<T>& dz) {
     if (bias && bias.needs_gradient()) kernel::add_rows(bias.sink(), dz.data(), N, E);
     if (x.needs_gradient()) {
@@ -4179,15 +4171,14 @@ Routing<T> route(const Tensor<T>& logits, const RouteOptions& options, const Buf
     const Buffer<std::int32_t> order = detail::order_of_priority(rules.priority, r, priority_rng);
     renormalize_gates(GateRule::renormalized, {});
     Buffer<std::int32_t> asking = r.expert;
-    const bool refuses = rules.second_choice_threshold > 0 && priority_rng;
-    if (refuses) {
+    if (rules.second_choice_threshold > 0 && priority_rng) {
       asking = Buffer<std::int32_t>(r.N * r.K);
       kernel::refuse_choices(asking.data(), r.slot.data(), r.expert.data(), r.gate.data(),
                              *priority_rng, T(rules.second_choice_threshold), r.N * r.K, r.K);
     }
     kernel::assign_slots(r.slot.data(), r.choice_of_slot.data(), r.load.data(), r.kept.data(),
                          asking.data(), order.data(), r.groups, group * r.K, r.E, r.C, r.usable);
-    if (refuses)  // those that did not ask count, too
+    if (asking.data() != r.expert.data())  // those that did not ask count, too
       kernel::count_choices(Sink<std::int32_t>{r.load.data(), false}, r.expert.data(), nullptr, 1,
                             r.N, r.E, r.K, r.K);
   }

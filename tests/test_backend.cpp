@@ -59,18 +59,21 @@ TEST_CASE("backend: a team visits each element once") {
 }
 
 TEST_CASE("backend: a team adds down its columns, each in the order of the rows") {
-  const auto start = [](Index l) { return 1e8f + float(l); };
   const auto f = [](Index i, Index l) { return i == 0 ? -1e8f : float(l); };
-  for (const Index n : {0, 2})
-    for (const Index width : {0, 1, 31, 32, 33}) {
-      std::vector<float> sums(33, -1), expected(33, -1);
-      Team{}.add_down(n, width, start, f,
-                      [&](Index l, float sum) { sums[static_cast<std::size_t>(l)] = sum; });
-      for (Index l = 0; l < std::min<Index>(32, width); ++l)
-        expected[static_cast<std::size_t>(l)] =
-            n == 0 ? 1e8f + float(l) : ((1e8f + float(l)) - 1e8f) + float(l);
-      CHECK(sums == expected);
-    }
+  std::vector<float> start;
+  for (Index l = 0; l < 33; ++l) start.push_back(1e8f + float(l));
+  for (const bool has_start : {true, false})
+    for (const Index n : {0, 2})
+      for (const Index width : {0, 1, 31, 32, 33}) {
+        std::vector<float> sums(33, -1), expected(33, -1);
+        Team{}.add_down<float>(n, width, has_start ? start.data() : nullptr, f,
+                               [&](Index l, float s) { sums[static_cast<std::size_t>(l)] = s; });
+        for (std::size_t l = 0; l < std::min<std::size_t>(32, std::size_t(width)); ++l) {
+          const float from = has_start ? start[l] : 0;
+          expected[l] = n == 0 ? from : (from - 1e8f) + float(l);
+        }
+        CHECK(sums == expected);
+      }
 }
 
 TEST_CASE("backend: a team counts what is wanted, in order") {
