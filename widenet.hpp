@@ -935,11 +935,11 @@ class Team {
     }
     put(lane(), sum);
 #else
-    T sums[num_lanes] = {};
-    width = std::min(width, num_lanes);
-    if (start) std::copy(start, start + width, sums);
-    for (Index i = 0; i < n; ++i) each(width, [&](Index l) { sums[l] += f(i, l); });
-    each(width, [&](Index l) { put(l, sums[l]); });
+    T sums[num_lanes];
+    const Index end = std::min(width, num_lanes);
+    each(end, [&](Index l) { sums[l] = start ? start[l] : T(0); });
+    for (Index i = 0; i < n; ++i) each(end, [&](Index l) { sums[l] += f(i, l); });
+    each(end, [&](Index l) { put(l, sums[l]); });
 #endif
   }
   /// take(i, rank) for every i < n with wanted(i), where rank = 0, 1, ... counts them in order of
@@ -1917,15 +1917,16 @@ void gather_rows(T* y, const T* table, const std::int32_t* id, Index N, Index D)
   });
 }
 /// dtable[v, :] = sum of dy[i, :] over the places i where v occurs: order[begin[u]], ..., in order
-/// of i, where v = id[order[begin[u]]]. One team writes a row of the table.    [d embedding]
+/// of i, where v = id[order[begin[u]]]. One team writes 32 columns of a row.    [d embedding]
 template <class T>
 void scatter_rows(Sink<T> dtable, const T* dy, const std::int32_t* id, const std::int32_t* order,
                   const std::int32_t* begin, Index num_used, Index D) {
   const Index num_strips = (D + num_lanes - 1) / num_lanes;
   for_each_row(num_used * num_strips, num_lanes, [=] WIDENET_KERNEL(Index i, Team team) {
     const Index u = i / num_strips, first = i % num_strips * num_lanes;
-    T* const row = dtable.data + id[order[begin[u]]] * D + first;
-    const auto at = [=](Index n, Index l) { return dy[order[begin[u] + n] * D + first + l]; };
+    const std::int32_t* const place = order + begin[u];
+    T* const row = dtable.data + id[place[0]] * D + first;
+    const auto at = [=](Index n, Index l) { return dy[place[n] * D + first + l]; };
     const auto put = [=](Index l, T sum) { row[l] = sum; };
     team.add_down<T>(begin[u + 1] - begin[u], D - first, row, at, put);
   });
