@@ -911,13 +911,15 @@ TEST_CASE("conventions: every preset says what else a configuration takes over")
 }
 
 TEST_CASE("conventions: a preset that there is not is refused, whoever asks for it") {
+  const std::string rule = ": a preset must be one of author_tf, colossal, deepspeed_top2, "
+                           "hf_switch, mesh_top2, mixtral, paper, tutel, vmoe; got ";
   EncoderConfig config;
   check_throws<ConfigError>([&] { support::follow(config, "gshard"); },
-                            "widenet: follow: a preset must be known; got gshard");
+                            ("widenet: follow" + rule + "gshard").c_str());
   check_throws<ConfigError>([] { support::describe_presets("nonsense", "validate"); },
-                            "widenet: validate: a preset must be known; got nonsense");
+                            ("widenet: validate" + rule + "nonsense").c_str());
   check_throws<ConfigError>([] { support::conventions_named("", "validate"); },
-                            "widenet: validate: a preset must be known; got ");
+                            ("widenet: validate" + rule).c_str());
 }
 
 TEST_CASE("conventions: a program prints what cannot be learned, and nothing where all can") {

@@ -111,7 +111,10 @@ inline bool is_any(const std::string& name, std::initializer_list<const char*> n
 ///   Errors    ConfigError naming `who` if there is none
 inline Conventions conventions_named(const std::string& preset, const std::string& who) {
   const std::map<std::string, Conventions> all = Conventions::presets();
-  require<ConfigError>(all.count(preset) == 1, who, ": a preset must be known; got ", preset);
+  std::string names;
+  for (const auto& entry : all) names += (names.empty() ? "" : ", ") + entry.first;
+  require<ConfigError>(all.count(preset) == 1, who, ": a preset must be one of ", names, "; got ",
+                       preset);
   return all.at(preset);
 }
 
