@@ -357,9 +357,8 @@ inline std::string bar_chart(const std::string& title, const std::vector<std::st
     const double y = row * static_cast<double>(i), f = fractions[i];
     const double length = std::isfinite(f) ? longest * f / most : 0;
     drawing += svg_text(left - 10, y + 22, "text-anchor=\"end\"", names[i]) +
-               svg_rect(left, y + 6, longest, row - 12, "rx=\"3\" class=\"cell\"") +
                svg_rect(left, y + 6, length, row - 12, "rx=\"3\" class=\"below\"") +
-               svg_text(left + longest + 10, y + 22, "class=\"strong\"", percent(f));
+               svg_text(left + length + 10, y + 22, "class=\"strong\"", percent(f));
     description += names[i] + ": " + percent(f) + ". ";
     table.push_back({names[i], percent(f, 2)});
   }

@@ -875,11 +875,11 @@ inline std::string change_figures(const Routes& routes) {
   Series mean{"mean", {}, {}, 0};
   for (const Look& each : routes.looks)
     mean.x.push_back(double(each.step)), mean.y.push_back(mean_of(each.changed));
-  return figure("Most tokens change their first expert from block " +
+  return figure(percent(*most) + " of tokens change their first expert from block " +
                     std::to_string(look.blocks[before]) + " to " +
-                    std::to_string(look.blocks[before + 1]) + ": " + percent(*most),
-                "Bars: the share of tokens whose first choice in one block is another in the next. "
-                "With a shared router the same expert is the same network everywhere.", "",
+                    std::to_string(look.blocks[before + 1]),
+                "The share of tokens whose first choice in one block is another in the next. With "
+                "shared experts the same number is the same network in every block.", "",
                 bar_chart("Tokens that change their first expert", names, look.changed)) +
          figure(movement("From block to block the share that changes", mean.y, true),
                 "The mean of such bars over training.", "",
