@@ -6,7 +6,7 @@ A case of ours, then `validate compare CASE mine.safetensors`:
   dump = Dump("data/golden/moe_paper.safetensors")            # float32, unless told otherwise
   x, w = dump.tensor("x"), dump.tensor("shared.moe.router.weight")  # numpy: dump.array("x")
   z = dump(logits=x @ w)                                      # every stage, as you come by it
-  dump(**{"grad.x": x.grad})                                  # a name with a dot
+  dump(**{"grad.x": x.grad})                                  # of sum(y d_y) + balance_loss
   dump.save("mine.safetensors")
 
 A run of yours, then `validate explain mine.safetensors`:
