@@ -6156,7 +6156,9 @@ inline HeaderEntry read_header_entry(const std::string& path, const std::string&
   const std::vector<Json>& offsets = json.at("data_offsets").items();
   expect(offsets.size() == 2, "data_offsets must be two integers");
   const Index begin = offsets[0].integer(), end = offsets[1].integer();
-  expect(0 <= begin && begin <= end && end <= data_bytes, "data_offsets must lie in the file");
+  require<IoError>(0 <= begin && begin <= end && end <= data_bytes, "safetensors: ", path,
+                   ": tensor \"", name, "\": data_offsets must lie in the file; got [", begin, ", ",
+                   end, "] of ", data_bytes, " bytes; hint: the file may have been cut off");
   expect(end - begin == num_values * size, "data_offsets must span the values of its shape");
   return {name, dtype, Shape(extents), begin, end};
 }
@@ -6361,6 +6363,9 @@ std::vector<std::vector<T>> gather(const SafeTensors& file,
                        ": a tensor must be there for every parameter; got none named ", name);
       require<IoError>(found->second.shape == shape, "load_checkpoint: ", path, ": ", name,
                        " must have shape ", shape, "; got ", found->second.shape);
+      require<IoError>(found->second.dtype == SafeTensors::dtype_of<T>(), "load_checkpoint: ", path,
+                       ": ", name, " must have type ", SafeTensors::dtype_of<T>(), "; got ",
+                       found->second.dtype);
       const std::vector<T> slice = file.values<T>(name);
       std::copy(slice.begin(), slice.end(), values.begin() + offset);
     });
@@ -6562,6 +6567,21 @@ inline std::uint64_t metadata_number(const SafeTensors& file, const std::string&
   return value;
 }
 
+/// The fields of one configuration that another has not, as they stand in the file: "width":64.
+inline std::string fields_not_in(const std::string& other, const std::string& config) {
+  const auto between_commas = [](std::string text) {
+    for (char& c : text) c = c == '{' || c == '}' ? ',' : c;
+    return text;
+  };
+  const std::string others = between_commas(other);
+  std::istringstream fields(between_commas(config));
+  std::string found;
+  for (std::string field; std::getline(fields, field, ',');)
+    if (others.find(',' + field + ',') == std::string::npos)
+      found += (found.empty() ? "" : ", ") + field;
+  return found.empty() ? "none" : found;
+}
+
 }  // namespace detail
 
 /// Reads a checkpoint into a model and its optimiser of the same configuration and kind. Nothing is
@@ -6575,7 +6595,9 @@ TrainingState load_checkpoint(const std::string& path, const Model<T>& model,
   const std::string ours = to_json(model.config());
   const std::string& theirs = detail::metadata_of(file, path, "config");
   require<IoError>(ours == theirs, "load_checkpoint: ", path,
-                   ": the configuration must be that of the model, ", ours, "; got ", theirs);
+                   ": the configuration must be that of the model, with ",
+                   detail::fields_not_in(theirs, ours), "; got ",
+                   detail::fields_not_in(ours, theirs));
   const auto weights = detail::gather(file, model.parameters(), path);
   const auto states = detail::gather(file, optimizer.state(), path);
   TrainingState state;
@@ -6626,8 +6648,8 @@ Model load_model(const SafeTensors& file, const std::string& path, const Config&
 template <class T>
 VisionModel<T> load_vision_model(const std::string& path) {
   const SafeTensors file = read_safetensors(path);
-  const VisionConfig config =
-      vision_config_from_json(detail::metadata_of(file, path, "config"), path);
+  const std::string& text = detail::metadata_of(file, path, "config");
+  const VisionConfig config = vision_config_from_json(text, path + ": VisionConfig");
   detail::LargestField fields;
   detail::visit_vision(config, fields);
   return detail::load_model<VisionModel<T>>(file, path, config, fields);
@@ -6635,8 +6657,8 @@ VisionModel<T> load_vision_model(const std::string& path) {
 template <class T>
 LanguageModel<T> load_language_model(const std::string& path) {
   const SafeTensors file = read_safetensors(path);
-  const LanguageConfig config =
-      language_config_from_json(detail::metadata_of(file, path, "config"), path);
+  const std::string& text = detail::metadata_of(file, path, "config");
+  const LanguageConfig config = language_config_from_json(text, path + ": LanguageConfig");
   detail::LargestField fields;
   detail::visit_language(config, fields);
   return detail::load_model<LanguageModel<T>>(file, path, config, fields);

@@ -601,9 +601,10 @@ TEST_CASE("safetensors: hostile and damaged files") {
         "widenet: safetensors: FILE: the data must fill the file; got 2 of 3 bytes");
   CHECK(reading("{}", "x") ==
         "widenet: safetensors: FILE: the data must fill the file; got 0 of 1 bytes");
-  for (const char* offsets : {"[0,5]", "[4,0]", "[-4,0]", "[5,9]", "[0,9223372036854775807]"})
+  for (const char* offsets : {"[0, 5]", "[4, 0]", "[-4, 0]", "[5, 9]", "[0, 9223372036854775807]"})
     CHECK(reading(tensor("U8", "[4]", offsets), four) ==
-          at_a + "data_offsets must lie in the file");
+          at_a + "data_offsets must lie in the file; got " + offsets +
+              " of 4 bytes; hint: the file may have been cut off");
   for (const char* offsets : {"[]", "[0]", "[0,4,4]"})
     CHECK(reading(tensor("U8", "[4]", offsets), four) ==
           at_a + "data_offsets must be two integers");
@@ -917,19 +918,20 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
     return without(error, path);
   };
   VisionConfig other = small();
-  other.encoder.conventions.priority = Priority::choice_major;  // the same shapes
+  other.encoder.top_k = 1;  // the same shapes
+  other.encoder.conventions.priority = Priority::choice_major;
   const VisionModel<float> wrong_config(other, Rng(6)), model(small(), Rng(6));
   const VisionModel<double> wrong_type(small(), Rng(6));
   AdamW<float> for_wrong_config(wrong_config.parameters(), 1e-2), adamw(model.parameters(), 1e-2);
   AdamW<double> for_wrong_type(wrong_type.parameters(), 1e-2);
   SGD<float> sgd(model.parameters(), .1);
   CHECK(refused(wrong_config, for_wrong_config) ==
-        "widenet: load_checkpoint: FILE: the configuration must be that of the model, " +
-            to_json(other) + "; got " + to_json(small()));
+        "widenet: load_checkpoint: FILE: the configuration must be that of the model, with "
+        "\"top_k\":1, \"priority\":\"choice_major\"; got \"top_k\":2, \"priority\":\"token_major\"");
   CHECK(refused(model, sgd) == "widenet: load_checkpoint: FILE: a tensor must be there for every "
                                "parameter; got none named sgd.m.patch_embed.proj.weight");
   CHECK(refused(wrong_type, for_wrong_type) ==
-        "widenet: safetensors: patch_embed.proj.weight must have type F64; got F32");
+        "widenet: load_checkpoint: FILE: patch_embed.proj.weight must have type F64; got F32");
 
   const auto refused_with = [&](const std::function<void(SafeTensors&)>& change) {
     SafeTensors changed = good;
@@ -948,6 +950,12 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
         "named adamw.v.head.bias");
   CHECK(refused_with([](SafeTensors& file) { file.tensors["head.bias"].shape = Shape{3, 1}; }) ==
         "widenet: load_checkpoint: FILE: head.bias must have shape (3); got (3, 1)");
+  CHECK(refused_with([](SafeTensors& file) {  // from a version that knew less
+          std::string& config = file.metadata["config"];
+          const std::string field = "\"routes_padding\":true,";
+          config.erase(config.find(field), field.size());
+        }) == "widenet: load_checkpoint: FILE: the configuration must be that of the model, with "
+              "\"routes_padding\":true; got none");
   for (const char* key : {"config", "step", "seed", "optimizer_steps"})
     CHECK(refused_with([&](SafeTensors& file) { file.metadata.erase(key); }) ==
           std::string("widenet: load_checkpoint: FILE: the metadata must have \"") + key +
@@ -1011,6 +1019,10 @@ TEST_CASE("checkpoint: a model alone comes back with its configuration") {
   const auto images = check::normal({3, 2, 4, 4}, 1);
   CHECK(check::same_bits(back.forward(images).logits.to_vector(),
                          model.forward(images).logits.to_vector()));
+
+  CHECK(without(error_of([&] { load_language_model<double>(folder.file()); }), folder.file()) ==
+        "widenet: json: FILE: LanguageConfig: an object must have the key \"vocabulary\"; got one "
+        "without");
 
   // A configuration that claims more than the file holds asks for no memory and takes no time.
   SafeTensors file = read_safetensors(folder.file());
