@@ -4545,8 +4545,8 @@ struct Experts {
         fc1_bias(parameters.normal(name + ".{}.fc1.bias", {num_experts, hidden}, 1e-6)),
         fc2_weight(parameters.glorot(name + ".{}.fc2.weight", {num_experts, hidden, width})),
         fc2_bias(parameters.normal(name + ".{}.fc2.bias", {num_experts, width}, 1e-6)) {}
-  Tensor<T> operator()(const Tensor<T>& slots, const Routing<T>& routing, Gelu form,
-                       const ExpertDropout<T>& drop, bool gelu_at_output,
+  Tensor<T> operator()(const Tensor<T>& slots, const Routing<T>& routing, Gelu form = Gelu::tanh,
+                       const ExpertDropout<T>& drop = {}, bool gelu_at_output = false,
                        HiddenRecord<T>* record = nullptr) const {
     return experts(slots, fc1_weight, fc1_bias, fc2_weight, fc2_bias, routing, form, drop,
                    gelu_at_output, record);
@@ -5271,9 +5271,9 @@ struct LanguageConfig {
 /// A batch of token sequences, all of length T.
 struct TokenBatch {
   Index B = 0, T = 0;
-  std::vector<std::int32_t> token;  // (B, T), ids in [0, V)
-  std::vector<std::int32_t> type;   // (B, T), or empty: all of type 0
-  std::vector<std::uint8_t> mask;   // (B, T), 0 where padding, or empty: no padding
+  std::vector<std::int32_t> token = {};  // (B, T), ids in [0, V)
+  std::vector<std::int32_t> type = {};   // (B, T), or empty: all of type 0
+  std::vector<std::uint8_t> mask = {};   // (B, T), 0 where padding, or empty: no padding
 };
 
 template <class T>
@@ -6517,7 +6517,7 @@ inline LanguageConfig language_config_from_json(const std::string& text,
 struct TrainingState {
   Index step = 0;
   std::uint64_t seed = 0;
-  std::map<std::string, std::string> notes;  // whatever else a program wants back
+  std::map<std::string, std::string> notes = {};  // whatever else a program wants back
 };
 
 /// Writes weights, optimiser, step, seed and configuration: all that is needed to continue with the
