@@ -927,7 +927,8 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
   SGD<float> sgd(model.parameters(), .1);
   CHECK(refused(wrong_config, for_wrong_config) ==
         "widenet: load_checkpoint: FILE: the configuration must be that of the model, with "
-        "\"top_k\":1, \"priority\":\"choice_major\"; got \"top_k\":2, \"priority\":\"token_major\"");
+        "\"top_k\":1, \"priority\":\"choice_major\"; got \"top_k\":2, "
+        "\"priority\":\"token_major\"");
   CHECK(refused(model, sgd) == "widenet: load_checkpoint: FILE: a tensor must be there for every "
                                "parameter; got none named sgd.m.patch_embed.proj.weight");
   CHECK(refused(wrong_type, for_wrong_type) ==
