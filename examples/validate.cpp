@@ -179,8 +179,7 @@ std::string listed(const std::vector<std::pair<std::string, std::string>>& knobs
 
 int explain(const std::vector<std::string>& paths, const std::string& next_path, bool json) {
   const auto read = [](const std::string& path) {
-    const wn::SafeTensors file = wn::read_safetensors(path);
-    return support::read_layer_run(file, file);
+    return support::read_explainable_run(wn::read_safetensors(path));
   };
   const support::LayerRun run = read(paths[0]);
   support::Explanation set = support::explain(run);

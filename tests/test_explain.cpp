@@ -413,6 +413,16 @@ TEST_CASE("explain: dumps as files, with and without a case, and their errors") 
   swapped.tensors["in.shared.moe.router.weight"].shape = Shape{4, 12};
   fails(swapped, "widenet: explain: shared.moe.router.weight must be (12, 4); got (4, 12); hint: "
                  "weights are (in, out), a Linear of PyTorch is (out, in)");
+  const auto cannot_be_explained = [](const SafeTensors& file, const char* text) {
+    CHECK_THROWS_WITH_AS(support::read_explainable_run(file), text, IoError);
+  };
+  CHECK(support::read_explainable_run(dump).x == run.x);
+  SafeTensors other = dump;
+  other.tensors.erase("out.y"), other.add("out.y", Shape{15, 12}, Numbers(15 * 12, 0.5));
+  cannot_be_explained(other, "widenet: explain: y must have 192 values, as many as x; got 180");
+  other = dump;
+  other.tensors.erase("in.x"), other.add("in.x", Shape{16, 12}, Numbers(16 * 12, HUGE_VAL));
+  cannot_be_explained(other, "widenet: explain: x must be finite; got x[0] = inf");
   dump.tensors.erase("out.y"), dump.tensors.erase("out.balance_loss");
   fails(dump, "widenet: explain: a dump must hold out.y or out.balance_loss; got neither");
   dump.tensors.erase("in.noise"), dump.add("in.noise", Shape{3}, Numbers{1, 2, 3});

@@ -11,7 +11,7 @@
 
 #include <algorithm>         // any_of, copy_n, fill_n, find, max_element, min, sort, ...
 #include <bitset>            // bitset
-#include <cmath>             // erf, exp, fabs, fma, fmax, log, sqrt, tanh
+#include <cmath>             // erf, exp, fabs, fma, fmax, isfinite, log, sqrt, tanh
 #include <cstdint>           // int32_t, int64_t, uint8_t
 #include <cstring>           // memcpy
 #include <initializer_list>  // initializer_list
@@ -228,6 +228,21 @@ inline LayerRun read_layer_run(const SafeTensors& file, const SafeTensors& resul
   }
   require<IoError>(run.results.count("y") + run.results.count("balance_loss") > 0,
                    "explain: a dump must hold out.y or out.balance_loss; got neither");
+  return run;
+}
+
+/// The run of one file, if there may be conventions that reproduce it.
+///
+///   Errors    IoError as above, and if y is not as large as x or x is not finite
+inline LayerRun read_explainable_run(const SafeTensors& file) {
+  const LayerRun run = read_layer_run(file, file);
+  const auto y = run.results.find("y");
+  require<IoError>(y == run.results.end() || y->second.size() == run.x.size(),
+                   "explain: y must have ", run.x.size(), " values, as many as x; got ",
+                   y == run.results.end() ? 0 : y->second.size());
+  for (std::size_t i = 0; i < run.x.size(); ++i)
+    require<IoError>(std::isfinite(run.x[i]), "explain: x must be finite; got x[", i, "] = ",
+                     run.x[i]);
   return run;
 }
 

@@ -1,4 +1,5 @@
 """Dumps a run of your own model under our names, from PyTorch or numpy, for examples/validate.
+It needs numpy and safetensors; copy it beside your code, or put its folder into PYTHONPATH.
 
 A case of ours, then `validate compare CASE mine.safetensors`:
 
