@@ -918,7 +918,7 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
     return without(error, path);
   };
   VisionConfig other = small();
-  other.encoder.top_k = 1;  // the same shapes
+  other.encoder.conventions.capacity_slots = 6;  // the same shapes
   other.encoder.conventions.priority = Priority::choice_major;
   const VisionModel<float> wrong_config(other, Rng(6)), model(small(), Rng(6));
   const VisionModel<double> wrong_type(small(), Rng(6));
@@ -927,7 +927,7 @@ TEST_CASE("checkpoint: what does not fit changes nothing") {
   SGD<float> sgd(model.parameters(), .1);
   CHECK(refused(wrong_config, for_wrong_config) ==
         "widenet: load_checkpoint: FILE: the configuration must be that of the model, with "
-        "\"top_k\":1, \"priority\":\"choice_major\"; got \"top_k\":2, "
+        "\"capacity_slots\":6, \"priority\":\"choice_major\"; got \"capacity_slots\":64, "
         "\"priority\":\"token_major\"");
   CHECK(refused(model, sgd) == "widenet: load_checkpoint: FILE: a tensor must be there for every "
                                "parameter; got none named sgd.m.patch_embed.proj.weight");
