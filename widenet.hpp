@@ -6269,10 +6269,12 @@ inline SafeTensors read_safetensors(const std::string& path) {
                    std::strerror(errno));
   const Index file_bytes = static_cast<Index>(in.tellg());
   in.seekg(0);
-  require<IoError>(file_bytes >= 8, "safetensors: ", path,
-                   ": offset 0: a file must have 8 bytes of header length; got ", file_bytes);
   unsigned char length[8] = {};
   in.read(reinterpret_cast<char*>(length), 8);
+  require<IoError>(!in.bad(), "safetensors: ", path,
+                   ": the file must be readable; got a failed read; hint: is it a folder?");
+  require<IoError>(file_bytes >= 8, "safetensors: ", path,
+                   ": offset 0: a file must have 8 bytes of header length; got ", file_bytes);
   std::uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | length[i];
   require<IoError>(header_bytes <= 100000000, "safetensors: ", path,

@@ -523,7 +523,9 @@ int run(const Options& o) {
     return (random ? model.forward(batch.images, training) : model.forward(batch.images)).routings;
   }();
   const wn::EncoderConfig& encoder = config.encoder;
-  const Index block = std::min(o.block, encoder.blocks - 1);
+  const Index block = o.block;
+  wn::require<wn::ValueError>(block < encoder.blocks, "follow_a_token: --block must lie in [0, ",
+                              encoder.blocks, "); got ", block);
   std::size_t num_routings = 0;
   for (Index i = 0; i <= block; ++i) num_routings += encoder.routes(i) ? 1u : 0u;
   const Index token = o.token == "any"

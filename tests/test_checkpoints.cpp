@@ -550,6 +550,10 @@ TEST_CASE("safetensors: hostile and damaged files") {
   const std::string at_a = "widenet: safetensors: FILE: tensor \"a\": ";
   const std::string four(4, 'x');
 
+  CHECK(error_of([] { read_safetensors("."); }) ==
+        "widenet: safetensors: .: the file must be readable; got a failed read; hint: is it a "
+        "folder?");
+
   // The length of the header.
   CHECK(reading("") == "widenet: safetensors: FILE: offset 0: a file must have 8 bytes of header "
                        "length; got 0");

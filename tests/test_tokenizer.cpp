@@ -357,6 +357,8 @@ TEST_SUITE("support: wordpiece") {
     CHECK(tokenizer.ids(" ").empty());  // the empty word stands for nothing
     CHECK(error_of([&] { Tokenizer::wordpiece(path.string(), false); }) ==
           "widenet: Tokenizer: " + path.string() + ": must be readable; got: not opened");
+    CHECK(error_of([] { Tokenizer::wordpiece(".", false); }) ==
+          "widenet: Tokenizer: .: must be readable; got: a folder");
   }
 
   TEST_CASE("a vocabulary that is no vocabulary is refused, with the line") {

@@ -43,9 +43,9 @@ inline std::vector<std::string> lines_of(const std::string& text) {
 inline std::string read_text(const std::string& path, const std::string& reader) {
   std::ifstream in(path, std::ios::binary);
   require<IoError>(in.good(), reader, ": ", path, ": must be readable; got: not opened");
-  std::string text{std::istreambuf_iterator<char>(in), {}};
-  require<IoError>(!in.bad(), reader, ": ", path, ": must be readable; got: a failed read");
-  return text;
+  in.peek();  // here a folder fails, which opens
+  require<IoError>(!in.bad(), reader, ": ", path, ": must be readable; got: a folder");
+  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 /// Cuts text into tokens. Tokens that mark places rather than text have ids of their own:
