@@ -1555,8 +1555,9 @@ void multiply_block(const Product<T>& p, Index i0, Index i1, Index j0, Index j1,
 
 /// n products, cut into blocks that the threads take in turn. Number i is product(i). It has the
 /// shape of `like`, but if there are counts: then it has count[i] rows, or, if op(A) is A^T, steps.
-template <class T, class F>
-void multiply_all(Index n, const Product<T>& like, const std::int32_t* count, const F& product) {
+template <class T>
+void multiply_all(Index n, const Product<T>& like, const std::int32_t* count,
+                  const std::function<Product<T>(Index)>& product) {
   const auto sum = [&](const auto& f) {  // of f(M, K) over the products
     if (!count) return n * f(like.M, like.K);
     Index total = 0;
@@ -1628,7 +1629,7 @@ void gemm(bool transpose_a, bool transpose_b, Index M, Index N, Index K, const T
           const T* B, Index ldb, T beta, T* C, Index ldc, const T* bias = nullptr) {
   const detail::Product<T> p = {transpose_a, transpose_b, M,    N, K,   A,
                                 lda,         B,           ldb, beta, C, ldc, bias};
-  detail::multiply_all(1, p, nullptr, [&](Index) { return p; });
+  detail::multiply_all<T>(1, p, nullptr, [&](Index) { return p; });
 }
 
 /// The same for (B, H) products of one shape, as attention has them for every sequence and head.
@@ -1638,7 +1639,7 @@ void gemm_batched(bool transpose_a, bool transpose_b, Index num_outer, Index num
                   const Matrix<T>& C) {
   const detail::Product<T> like = {transpose_a, transpose_b, M,    N,      K,    A.data, A.ld,
                                    B.data,      B.ld,        beta, C.data, C.ld, nullptr};
-  detail::multiply_all(num_outer * num_inner, like, nullptr, [&](Index i) {
+  detail::multiply_all<T>(num_outer * num_inner, like, nullptr, [&](Index i) {
     const Index b = i / num_inner, h = i % num_inner;
     detail::Product<T> p = like;
     p.A += b * A.outer + h * A.inner, p.B += b * B.outer + h * B.inner;
@@ -1655,7 +1656,7 @@ void gemm_grouped(bool transpose_a, bool transpose_b, Index E, Index M, Index N,
                   const Matrix<const T>& bias, const std::int32_t* count) {
   const detail::Product<T> like = {transpose_a, transpose_b, M,    N,      K,    A.data,   A.ld,
                                    B.data,      B.ld,        beta, C.data, C.ld, bias.data};
-  detail::multiply_all(E, like, count, [&](Index e) {
+  detail::multiply_all<T>(E, like, count, [&](Index e) {
     detail::Product<T> p = like;
     (transpose_a ? p.K : p.M) = count[e];
     p.A += e * A.outer, p.B += e * B.outer, p.C += e * C.outer;
