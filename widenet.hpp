@@ -910,11 +910,11 @@ class Team {
  public:
   /// f(0) + f(1) + ... + f(n-1), lane by lane, then over the lanes.
   template <class T, class F> WIDENET_KERNEL T sum(Index n, F f) const {
-    return reduce(n, T(0), f, [](T a, T b) { return a + b; });
+    return reduce(n, T(0), f, Sum{});
   }
   /// The largest f(i); minus infinity for n = 0.
   template <class T, class F> WIDENET_KERNEL T max(Index n, F f) const {
-    return reduce(n, -infinity<T>, f, [](T a, T b) { return b > a ? b : a; });
+    return reduce(n, -infinity<T>, f, Max{});
   }
   /// f(i) for every i < n.
   template <class F> WIDENET_KERNEL void each(Index n, F f) const {
@@ -972,6 +972,12 @@ class Team {
   WIDENET_KERNEL bool first() const { return lane() == 0; }  // for what is written once per row
 
  private:
+  struct Sum {
+    template <class T> WIDENET_KERNEL T operator()(T a, T b) const { return a + b; }
+  };
+  struct Max {
+    template <class T> WIDENET_KERNEL T operator()(T a, T b) const { return b > a ? b : a; }
+  };
 #if WIDENET_CUDA
   static constexpr Index stride = num_lanes;
   __device__ static Index lane() { return threadIdx.x % num_lanes; }
@@ -987,9 +993,11 @@ class Team {
   static constexpr Index stride = 1;
   static Index lane() { return 0; }
 
-  template <Index half, class T, class Combine>
-  static void fold(T* partial, Combine combine) {
+  template <Index half = num_lanes / 2, class T, class Combine>
+  static T fold(T* partial, Combine combine) {
     for (Index l = 0; l < half; ++l) partial[l] = combine(partial[l], partial[l + half]);
+    if constexpr (half > 1) fold<half / 2>(partial, combine);
+    return partial[0];
   }
   template <class T, class F, class Combine>
   static T reduce(Index n, T start, F f, Combine combine) {
@@ -1001,9 +1009,7 @@ class Team {
       for (Index l = 0; l < num_lanes; ++l) partial[l] = combine(partial[l], f(i + l));
     }
     for (Index i = rest; i < n; ++i) partial[i - rest] = combine(partial[i - rest], f(i));
-    fold<16>(partial, combine), fold<8>(partial, combine), fold<4>(partial, combine);
-    fold<2>(partial, combine), fold<1>(partial, combine);
-    return partial[0];
+    return fold(partial, combine);
   }
 #endif
 };
