@@ -130,6 +130,17 @@ TEST_CASE("golden data: results of whole models come block by block, as they are
           "block.0.norm2", "block.1.q"});
 }
 
+TEST_CASE("golden data: an input that nobody reads is an error, not an input left out") {
+  SafeTensors file = read_safetensors(std::string(folder) + "/linear.safetensors");
+  const support::GoldenCase c = support::read_case("linear", file);
+  file.tensors["in.bias"] = file.at("in.b");
+  file.tensors.erase("in.b");
+  const char* const text =
+      "widenet: golden: linear must have use for every input; got in.bias; "
+      "hint: a misspelled name would be taken for an input left out";
+  CHECK_THROWS_WITH_AS(support::run_golden<double>(c, file), text, ConfigError);
+}
+
 TEST_CASE("golden data: masks of dropout, orders and coins are those that the header draws") {
   const auto fails = [](const char* name, const std::string& input, const Index at,
                         const double value, const char* text) {

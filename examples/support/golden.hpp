@@ -15,6 +15,7 @@
 #include <initializer_list>  // initializer_list
 #include <iterator>          // istreambuf_iterator
 #include <map>               // map
+#include <set>               // set
 #include <string>            // string
 #include <utility>           // move
 #include <vector>            // vector
@@ -102,21 +103,31 @@ class GoldenRun {
     const auto found = known.find(op);
     require<ConfigError>(found != known.end(), "golden: an operation must be known; got ", op);
     (this->*found->second)();
+    if (!conventions) require_all_are_asked_for(op);  // others may leave some inputs out
   }
   GoldenResults<T> results;
 
  private:
   // Inputs and results --------------------------------------------------------------------------
 
-  bool has(const std::string& name) const { return file_.tensors.count("in." + name) > 0; }
+  const std::string& stored(const std::string& name) const {  // its name in the file
+    return *asked_for_.insert("in." + name).first;
+  }
+  void require_all_are_asked_for(const std::string& op) const {
+    for (const auto& entry : file_.tensors)
+      require<ConfigError>(entry.first.rfind("in.", 0) != 0 || asked_for_.count(entry.first) > 0,
+                           "golden: ", op, " must have use for every input; got ", entry.first,
+                           "; hint: a misspelled name would be taken for an input left out");
+  }
+  bool has(const std::string& name) const { return file_.tensors.count(stored(name)) > 0; }
   std::vector<T> values(const std::string& name) const {
-    const std::vector<double> stored = file_.values<double>("in." + name);
-    return std::vector<T>(stored.begin(), stored.end());
+    const std::vector<double> numbers = file_.values<double>(stored(name));
+    return std::vector<T>(numbers.begin(), numbers.end());
   }
   std::vector<std::int32_t> integers(const std::string& name) const {
-    return file_.values<std::int32_t>("in." + name);
+    return file_.values<std::int32_t>(stored(name));
   }
-  Shape shape(const std::string& name) const { return file_.at("in." + name).shape; }
+  Shape shape(const std::string& name) const { return file_.at(stored(name)).shape; }
   /// An input whose gradient is among the results.
   Tensor<T> in(const std::string& name) {
     if (inputs_.count(name) == 0)
@@ -512,6 +523,7 @@ class GoldenRun {
   const SafeTensors& file_;
   const Conventions* conventions_;  // in place of those in the settings, if not null
   std::map<std::string, Tensor<T>> inputs_;
+  mutable std::set<std::string> asked_for_;
 };
 
 /// Every intermediate of a case, computed in T, under other conventions than its own if given.

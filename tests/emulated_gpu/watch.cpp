@@ -9,7 +9,7 @@
 //
 // The emulated build is compiled with -fsanitize=thread, so before every load and store it calls a
 // function of the compiler's race detector. That one is for CPUs, and is not linked: the functions
-// are the ones below. This file alone is compiled without the flag.
+// are the ones below. This file and cublas.cpp are compiled without the flag.
 
 #include "watch.hpp"
 
