@@ -2621,16 +2621,21 @@ template <class Signature> class Closure;
 template <class Result, class... Args> class Closure<Result(Args...)> {
  public:
   Closure() = default;
-  template <class F>
-  Closure(F f)
-      : held_(new F(std::move(f)), [](void* held) { delete static_cast<F*>(held); }),
-        call_([](void* held, Args... args) { return (*static_cast<F*>(held))(args...); }) {}
-  Result operator()(Args... args) const { return call_(held_.get(), args...); }
+  template <class F> Closure(F f) : held_(new Held<F>(std::move(f))) {}
+  Result operator()(Args... args) const { return held_->call(args...); }
   explicit operator bool() const { return held_ != nullptr; }
 
  private:
-  std::unique_ptr<void, void (*)(void*)> held_{nullptr, nullptr};
-  Result (*call_)(void* held, Args... args) = nullptr;
+  struct Callable {
+    virtual ~Callable() = default;
+    virtual Result call(Args... args) = 0;
+  };
+  template <class F> struct Held final : Callable {
+    explicit Held(F&& f) : f_(std::move(f)) {}
+    Result call(Args... args) override { return f_(args...); }
+    F f_;
+  };
+  std::unique_ptr<Callable> held_;
 };
 
 }  // namespace detail
