@@ -86,6 +86,7 @@ LayerRun random_run(Dice& dice, const Combination& c, std::size_t B, std::size_t
 void run_by_header(LayerRun& run, const Combination& c) {
   LayerRun added = run;  // the header knows noise only as it is added, and the layer no norm
   added.noise = support::noise_of(run, c.rules), added.draws.clear();
+  added.gamma.clear(), added.beta.clear();
   if (c.norm_eps > 0) {
     const Index D = Index(run.D);
     const Tensor<double> x({Index(run.N), D}, run.x), gamma({D}, run.gamma);

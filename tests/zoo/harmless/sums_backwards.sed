@@ -1,8 +1,7 @@
 # Rows, and columns over the tokens of a batch, are added up from the last term to the first.
-# lines: 4
+# lines: 3
 s/combine(partial\[l\], f(i + l))/combine(partial[l], f(rest - 1 - i - l))/
 s/combine(partial\[i - rest\], f(i))/combine(partial[i - rest], f(n - 1 + rest - i))/
 /^void column_sums(/,/^}/ {
-  s/value(g, begin, first + l)/value(g, end - 1, first + l)/
-  s/for (Index n = begin + 1; n < end; ++n)/for (Index n = end - 2; n >= begin; --n)/
+  s/value(g, begin + n, first + l)/value(g, begin + rows - 1 - n, first + l)/
 }
